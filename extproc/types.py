@@ -1,0 +1,113 @@
+"""The values that travel between the picker's rooms. No behaviour, nothing mutable, nothing foreign.
+
+`HttpRequest` is what the protocol hands over, `InferenceRequest` what `requests` makes of it, `Decision` what the
+director answers, `Outcome` what Envoy's access log reports when all is over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Api(Enum):
+    """The client's protocol, by path."""
+
+    CHAT = "chat"  # /v1/chat/completions
+    COMPLETIONS = "completions"  # /v1/completions
+    EMBEDDINGS = "embeddings"  # /v1/embeddings
+    RESPONSES = "responses"  # /v1/responses
+    MESSAGES = "messages"  # /v1/messages (Anthropic)
+    NATIVE = "native"  # the engine's own POST paths that name a model: /tokenize, /v1/rerank, /v1/score, ...
+
+
+class Usage(Enum):
+    """What is done about `usage` in a streamed answer; the wire words are in `matrixinfer.api.dataplane`."""
+
+    AS_IS = ""  # nothing was added to the request
+    HIDE_ALL = "hide-all"
+    HIDE_RUNNING = "hide-running"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """One HTTP request, complete. Header names are lower case; repeated headers are joined with a comma."""
+
+    method: str
+    path: str  # with the query
+    headers: Mapping[str, str]
+    body: bytes
+    subset: tuple[str, ...] | None = None  # "ip:port" that the gateway allows; None: all
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """One request for a model, decoded no further than placing it needs."""
+
+    id: str  # x-request-id: the client's word, so never a key of ours
+    api: Api
+    path: str  # without the query
+    headers: Mapping[str, str]
+    model: str
+    stream: bool
+    prefix: bytes  # what precedes generation, in the order the engine sees it; conversations extend it at its end
+    prompt_tokens: int  # estimate: characters / 4, rounded up; exact for token ids
+    max_tokens: int | None  # output bound that the client set
+    wants_usage: bool  # the client asked for usage in the stream
+    cache_salt: str  # separates prefixes that must not share a cache; "" for none
+    body: bytes
+    explain: bool = False
+    subset: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a request goes, and what is changed on the way."""
+
+    ticket: str  # unique in the life of this picker; settlement names it
+    endpoints: tuple[str, ...]  # "ip:port", best first; Envoy walks the list on failure
+    target: str  # ModelServer "namespace/name"
+    body: bytes | None = None  # None: as it came
+    usage: Usage = Usage.AS_IS
+    explanation: str = ""  # compact JSON for a client that asked
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that the picker gives itself: `/v1/models`, a rejection."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+    details: str = ""  # response code details in Envoy's log
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of one request as Envoy saw it: one per request, whatever broke. Times in seconds."""
+
+    ticket: str  # "" if the picker never decided it
+    request_id: str
+    model: str  # as the engine reports it; "" if unknown
+    endpoint: str  # "ip:port" that answered, "" if none
+    status: int  # HTTP status sent to the client; 0 if none was
+    flags: tuple[str, ...]  # Envoy's response flags, short form: "DC", "UC", "UF", ...
+    details: str  # Envoy's response code details
+    attempts: int
+    started_at: float  # seconds since the epoch
+    duration_s: float
+    first_token_s: float | None  # from the request's start to the first chunk of the body
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+    request_bytes: int = 0
+    response_bytes: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """True if the client got the whole answer and it was a success."""
+        return 200 <= self.status < 300 and not self.flags  # noqa: PLR2004 - HTTP's success class

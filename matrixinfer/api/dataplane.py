@@ -1,0 +1,56 @@
+"""The names on which Envoy's configuration and the picker must agree.
+
+`controllers.xds` writes them into Envoy's configuration, `extproc` into its answers. Upstream's names (Gateway API
+Inference Extension, endpoint-picker protocol 1.0) are kept where there is one; the rest start with `matrixinfer`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Endpoint-picker protocol: the ordered list "ip:port[,ip:port...]" that the picker answers, as header and as metadata.
+ENDPOINT: Final = "x-gateway-destination-endpoint"
+ENDPOINT_METADATA: Final = "envoy.lb"
+# A gateway's restriction of the choice: metadata namespace, and the key in it (a list of "ip:port").
+SUBSET_METADATA: Final = "envoy.lb.subset_hint"
+SUBSET: Final = "x-gateway-destination-endpoint-subset"
+# What a gateway reports on the response headers: the endpoint that answered.
+SERVED: Final = "x-gateway-destination-endpoint-served"
+
+# Request header, set by the picker only and never sent on: the ModelServer ("namespace/name") whose route applies.
+TARGET: Final = "x-matrixinfer-target"
+# Request header of a client that asks for the decision; response header that carries it (compact JSON).
+EXPLAIN: Final = "x-matrixinfer-explain"
+DECISION: Final = "x-matrixinfer-decision"
+# Response header on refusals: why, as a stable word (`no-endpoints`, `unknown-model`, ...).
+REASON: Final = "x-matrixinfer-reason"
+REQUEST_ID: Final = "x-request-id"
+
+# Dynamic metadata that the picker sets on a decided request (namespace, then keys). All values are strings.
+METADATA: Final = "matrixinfer"
+TICKET: Final = "ticket"  # the picker's own name for the request: what its settlement is matched by
+USAGE_CHUNKS: Final = "usage_chunks"  # what to do with usage that the client did not ask for: one of the two below
+HIDE_ALL: Final = "hide-all"  # drop the final usage-only chunk, and usage inside other chunks
+HIDE_RUNNING: Final = "hide-running"  # the client asked for final usage: strip it from the other chunks only
+EXPLANATION: Final = "decision"  # becomes the response header DECISION
+
+# Dynamic metadata that Envoy itself writes, for the access log.
+USAGE_METADATA: Final = "matrixinfer.usage"  # numbers: prompt_tokens, completion_tokens, cached_tokens; string: model
+TIMING_METADATA: Final = (
+    "matrixinfer.timing"  # first_token_ms: ms since the epoch of the first body chunk that holds data
+)
+SERVED_METADATA: Final = "matrixinfer.served"  # host: "ip:port" that the load balancer really used
+REQUEST_METADATA: Final = "matrixinfer.request"  # model: read by Envoy when the picker is away (fail open)
+
+# Pod annotation: the port of this pod's engine where it differs from the ModelServer's workloadPort.
+PORT_ANNOTATION: Final = "networking.matrixinfer.ai/port"
+
+
+def cluster_name(namespace: str, name: str) -> str:
+    """Name of the Envoy cluster that holds the endpoints of ModelServer `namespace/name`."""
+    return f"modelserver/{namespace}/{name}"
+
+
+def target_name(namespace: str, name: str) -> str:
+    """Value of the TARGET header for ModelServer `namespace/name`."""
+    return f"{namespace}/{name}"
