@@ -11,30 +11,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from matrixinfer.api.kinds import Kind as Kind  # noqa: PLC0414, TC001 - readers of this module take Kind from it
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 Manifest = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A resource type: how it is named and addressed."""
-
-    group: str  # "" for the core group
-    version: str
-    kind: str
-    plural: str
-    namespaced: bool = True
-    status: bool = True  # has the status subresource
-    scale: tuple[str, str, str] | None = (
-        None  # paths of spec replicas, status replicas and selector: ".spec.replicas", ...
-    )
-
-    @property
-    def api_version(self) -> str:
-        """`group/version`, or `version` in the core group."""
-        return f"{self.group}/{self.version}" if self.group else self.version
 
 
 @dataclass(frozen=True, slots=True)
