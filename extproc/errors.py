@@ -67,6 +67,14 @@ class TooLarge(Rejection):
     code = "request_too_large"
 
 
+class UnsupportedMediaType(Rejection):
+    """The body is not sent as JSON."""
+
+    status = 415
+    reason = "unsupported-media-type"
+    type = "invalid_request_error"
+
+
 class NoEndpoints(Rejection):
     """The route's targets have no endpoint that is ready (or none that the gateway's subset allows)."""
 
