@@ -1,0 +1,200 @@
+"""The ledger: every request that was sent, from its decision to its one outcome.
+
+A ticket is opened by the decision and settled by Envoy's access log, once: a second record, or one with a ticket that is
+not ours, is counted and changes nothing. The ledger is the only writer of the table's in-flight columns: a request counts
+at the endpoint that it was sent to first until it is settled, expires, or the endpoint leaves.
+
+What never arrives expires. Streams may be long, so age alone says little; but a record is surely lost when the engines
+that could serve the request have reported, well after it was sent, that they have nothing to do. Only where engines
+report nothing does age decide, after an hour: longer than 100,000 tokens at 30 a second.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from extproc.traffic.standing import Standing
+
+if TYPE_CHECKING:
+    from extproc.scheduling.endpoints import EndpointTable
+    from extproc.types import Outcome
+
+_REMEMBERED: Final = 8192  # settled tickets, to tell a duplicate from a stranger: a minute of traffic at 130 req/s
+# Envoy's response flags that speak against the endpoint: connection failed, terminated, reset, timed out; no answer.
+_FAILURES: Final = frozenset({"UF", "UC", "UR", "UT", "UPE"})
+_REFUSALS: Final = frozenset({502, 503})  # an engine that answers these cannot serve now
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request on its way."""
+
+    ticket: str
+    request_id: str
+    model: str  # the name that the client asked for
+    engine_model: str  # the name that went to the engine
+    target: str  # ModelServer
+    route: str
+    path: str
+    stream: bool
+    endpoints: tuple[str, ...]  # best first
+    prompt_tokens: int  # estimate
+    blocks: tuple[int, ...] | list[int]  # the prefix's hashes, for what is learned from the outcome
+    matched: int  # of these, held by the endpoint that was chosen, as far as was known
+    at: float  # monotonic seconds
+
+
+class End(Enum):
+    """How a request ended."""
+
+    COMPLETE = "complete"  # a success, and the client got all of it
+    CLIENT_GONE = "client-gone"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The one outcome of a request."""
+
+    sent: Sent
+    end: End
+    outcome: Outcome | None  # None: expired
+    served: str  # address that answered; "" if none did
+    failed: tuple[str, ...]  # addresses that were tried and did not serve
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has gone through the ledger."""
+
+    opened: int = 0
+    settled: int = 0
+    expired: int = 0
+    duplicates: int = 0  # records of requests that are settled already
+    strangers: int = 0  # records whose ticket is not ours
+    ends: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Open:
+    sent: Sent
+    row: int | None  # where it counts as in flight; None: that endpoint left
+
+
+class Ledger:
+    """All open requests. One owner; written on the loop only."""
+
+    def __init__(self, table: EndpointTable, *, grace_s: float = 60.0, longest_s: float = 3600.0) -> None:
+        """`grace_s`: how much younger than a report of idleness a request must not be; covers a late access log."""
+        self.counts = Counts()
+        self._table = table
+        self._standing = Standing(table)
+        self._grace_s = grace_s
+        self._longest_s = longest_s
+        self._open: dict[str, _Open] = {}
+        self._ended: set[str] = set()
+        self._ended_order: deque[str] = deque()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(self, sent: Sent) -> None:
+        """Begin a request. Raises ValueError if its ticket is in use."""
+        if sent.ticket in self._open:
+            raise ValueError(f"ticket {sent.ticket} is open already")
+        row = self._table.row(sent.endpoints[0])
+        if row is not None:
+            self._table.inflight[row] += 1
+            self._table.inflight_tokens[row] += sent.prompt_tokens
+        self._open[sent.ticket] = _Open(sent, row)
+        self.counts.opened += 1
+
+    def settle(self, outcome: Outcome, now: float) -> Settlement | None:
+        """End the request of this record; None if it has ended before, or is not ours."""
+        opened = self._open.pop(outcome.ticket, None)
+        if opened is None:
+            if outcome.ticket in self._ended:
+                self.counts.duplicates += 1
+            else:
+                self.counts.strangers += 1
+            return None
+        self._close(opened)
+        self.counts.settled += 1
+        settlement = _judged(opened.sent, outcome)
+        for address in settlement.failed:
+            self._standing.failed(address, now)
+        if settlement.served and settlement.end is End.COMPLETE:
+            self._standing.served(settlement.served)
+        return settlement
+
+    def expire(self, now: float) -> list[Settlement]:
+        """End what can no longer be settled, oldest first."""
+        lost: list[_Open] = []
+        for opened in self._open.values():
+            age = now - opened.sent.at
+            if age < self._grace_s:
+                break
+            if age >= self._longest_s or self._surely_over(opened.sent):
+                lost.append(opened)
+        for opened in lost:
+            del self._open[opened.sent.ticket]
+            self._close(opened)
+            self.counts.expired += 1
+        return [Settlement(opened.sent, End.EXPIRED, None, "", ()) for opened in lost]
+
+    def release(self, row: int) -> None:
+        """Let the endpoint in `row` go: its requests stay open, but count nowhere."""
+        for opened in self._open.values():
+            if opened.row == row:
+                opened.row = None
+        self._table.inflight[row] = 0
+        self._table.inflight_tokens[row] = 0
+
+    def _close(self, opened: _Open) -> None:
+        row = opened.row
+        if row is not None:
+            self._table.inflight[row] -= 1
+            self._table.inflight_tokens[row] -= opened.sent.prompt_tokens
+        self._ended.add(opened.sent.ticket)
+        self._ended_order.append(opened.sent.ticket)
+        if len(self._ended_order) > _REMEMBERED:
+            self._ended.discard(self._ended_order.popleft())
+
+    def _surely_over(self, sent: Sent) -> bool:
+        table = self._table
+        for address in sent.endpoints:
+            row = table.row(address)
+            if row is None:
+                continue
+            if table.scraped_at[row] < sent.at + self._grace_s or table.running[row] or table.waiting[row]:
+                return False
+        return True
+
+
+def _judged(sent: Sent, outcome: Outcome) -> Settlement:
+    """Say how the request ended, who served it and who failed it."""
+    flags = _FAILURES.intersection(outcome.flags)
+    refused = outcome.status in _REFUSALS and bool(outcome.endpoint)
+    served = "" if flags or refused else outcome.endpoint
+    failed = _tried_before(sent.endpoints, outcome)
+    if (flags or refused) and outcome.endpoint and outcome.endpoint not in failed:
+        failed = (*failed, outcome.endpoint)
+    if outcome.complete:
+        end = End.COMPLETE
+    elif "DC" in outcome.flags:
+        end = End.CLIENT_GONE
+    else:
+        end = End.FAILED
+    return Settlement(sent, end, outcome, served, failed)
+
+
+def _tried_before(endpoints: tuple[str, ...], outcome: Outcome) -> tuple[str, ...]:
+    """Return the endpoints that Envoy tried before the one it reports: it walks the list in order."""
+    if outcome.attempts <= 1:
+        return ()
+    tried = endpoints[: outcome.attempts - 1]
+    return tuple(address for address in tried if address != outcome.endpoint)
