@@ -1,1 +1,136 @@
-"""IR."""
+"""What Envoy has to do, in the gateway's own words: the values between `gateway`, which decides, and `xds`, which says it in Envoy's.
+
+Nothing here is Envoy's vocabulary. Names of backends and models are the keys by which `xds` names resources, so that a
+refusal can be traced back to the object that caused it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Match(Enum):
+    """How a text is compared."""
+
+    EXACT = "exact"
+    PREFIX = "prefix"
+    REGEX = "regex"  # RE2, found anywhere in the text
+
+
+@dataclass(frozen=True, slots=True)
+class TextMatch:
+    """A condition on a header's value or on the path."""
+
+    kind: Match
+    value: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """Where an engine listens."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What happens when an endpoint fails before it began to answer."""
+
+    attempts: int = 2  # further attempts, after the first
+    interval_s: float = 0.025  # before the first further attempt; doubles, with jitter, up to ten times this
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The endpoints of one ModelServer, and how they are treated."""
+
+    namespace: str
+    name: str
+    endpoints: tuple[Endpoint, ...] = ()
+    timeout_s: float | None = None  # until the answer begins, for each attempt; None: no bound
+    retry: Retry = field(default_factory=Retry)
+    tls: bool = False  # engines speak HTTPS
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One target of a rule: a backend and its relative weight."""
+
+    namespace: str
+    name: str
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Where requests go whose headers and path fit. The first rule that fits wins."""
+
+    shares: tuple[Share, ...]
+    headers: tuple[tuple[str, TextMatch], ...] = ()
+    path: TextMatch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model name that clients may ask for, and its rules. Only used while the picker is away."""
+
+    name: str
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A Unix socket, or a host and port."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Picker:
+    """How the picker is asked, and what is done when it does not answer."""
+
+    address: Address
+    fail_open: bool = True  # balance without it; otherwise answer 503
+    timeout_s: float = 1.0  # for one answer; the picker may ask for more time while it parks a request
+    max_timeout_s: float = 60.0  # the most that it may ask for
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where clients connect."""
+
+    name: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what clients may send and how long they may be silent."""
+
+    body_bytes: int = 32 * 1024 * 1024  # a prompt of 1M tokens is 4 to 6 MB as text; 32 leaves room for images
+    headers_s: float = 10.0  # for a request's headers to arrive
+    idle_s: float = 900.0  # without a byte in either direction: over the 600 s that OpenAI's clients wait
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What is the same for all models."""
+
+    listeners: tuple[Listener, ...]
+    picker: Picker
+    limits: Limits = field(default_factory=Limits)
+    access_log: str = ""  # a file for one JSON line a request; "-" for standard output; "" for none
+
+
+@dataclass(frozen=True, slots=True)
+class IR:
+    """Everything Envoy has to do."""
+
+    gateway: Gateway
+    backends: tuple[Backend, ...] = ()
+    models: tuple[Model, ...] = ()

@@ -1,0 +1,257 @@
+"""Routes: by the picker's word, or, while it is away, by the model named in the body.
+
+The picker's answer carries TARGET ("namespace/name"), which an exact map turns into that ModelServer's route, so
+thousands of them cost nothing. Requests without it are health probes or unpicked; the latter go by `MODEL`, a header
+that filters derive from the body in that case only (see `filters`).
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from envoy_data_plane.envoy.config.core.v3 import (
+    DataSource,
+    HeaderValue,
+    HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
+)
+from envoy_data_plane.envoy.config.route.v3 import (
+    DirectResponseAction,
+    HeaderMatcher,
+    RetryPolicy,
+    RetryPolicyRetryBackOff,
+    RetryPolicyRetryHostPredicate,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteList,
+    RouteMatch,
+    VirtualHost,
+    WeightedCluster,
+    WeightedClusterClusterWeight,
+)
+from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import ExtProcPerRoute
+from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
+from envoy_data_plane.envoy.type.matcher.v3 import HttpRequestHeaderMatchInput, RegexMatcher, StringMatcher
+from envoy_data_plane.xds.type.matcher.v3 import (
+    Matcher,
+    MatcherMatcherTree,
+    MatcherMatcherTreeMatchMap,
+    MatcherOnMatch,
+)
+
+from controllers import ir
+from controllers.xds.typed import packed, xds_extension
+from matrixinfer.api import dataplane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ROUTES = "gateway"
+EXT_PROC = "envoy.filters.http.ext_proc"
+MODEL = "x-matrixinfer-model"  # set by our filters while the picker is away
+HEALTH_PATHS = ("/healthz", "/readyz")
+
+
+def routes(config: ir.IR) -> RouteConfiguration:
+    """Build the one route table."""
+    limits = config.gateway.limits
+    picked = {
+        dataplane.target_name(backend.namespace, backend.name): _then(_backend_route(backend, limits))
+        for backend in config.backends
+    }
+    if not config.gateway.picker.fail_open:
+        unpicked = Matcher(on_no_match=_then(*_reserved(), _unavailable(limits)))
+    else:
+        models = {model.name: _then(*_model_routes(model, config)) for model in config.models}
+        otherwise = _then(*_reserved(), _model_list(config.models, limits), _unknown_model(limits))
+        unpicked = _by_header(MODEL, models, otherwise)
+    return RouteConfiguration(
+        name=ROUTES,
+        virtual_hosts=[
+            VirtualHost(
+                name=ROUTES,
+                domains=["*"],
+                matcher=_by_header(dataplane.TARGET, picked, MatcherOnMatch(matcher=unpicked)),
+            )
+        ],
+        request_headers_to_remove=[
+            dataplane.ENDPOINT,
+            dataplane.TARGET,
+            dataplane.EXPLAIN,
+            MODEL,
+            "x-envoy-external-address",
+            "x-envoy-internal",
+        ],
+        response_headers_to_add=[
+            HeaderValueOption(
+                header=HeaderValue(
+                    key=dataplane.DECISION,
+                    value=f"%DYNAMIC_METADATA({dataplane.METADATA}:{dataplane.EXPLANATION})%",
+                ),
+                append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
+            )
+        ],
+        max_direct_response_body_size_bytes=1024 * 1024,
+    )
+
+
+def error_body(message: str, *, kind: str, code: str | None) -> str:
+    """Write an OpenAI error object."""
+    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+def _by_header(name: str, table: dict[str, MatcherOnMatch], otherwise: MatcherOnMatch) -> Matcher:
+    if not table:
+        return Matcher(on_no_match=otherwise)
+    return Matcher(
+        matcher_tree=MatcherMatcherTree(
+            input=xds_extension("envoy.matching.inputs.request_headers", HttpRequestHeaderMatchInput(header_name=name)),
+            exact_match_map=MatcherMatcherTreeMatchMap(map=table),
+        ),
+        on_no_match=otherwise,
+    )
+
+
+def _then(*choices: Route) -> MatcherOnMatch:
+    return MatcherOnMatch(action=xds_extension("route", RouteList(routes=list(choices))))
+
+
+def _backend_route(backend: ir.Backend, limits: ir.Limits) -> Route:
+    name = dataplane.cluster_name(backend.namespace, backend.name)
+    return Route(
+        name=name,
+        match=RouteMatch(prefix="/"),
+        route=_forward(RouteAction(cluster=name), backend, limits),
+        request_body_buffer_limit=limits.body_bytes,
+    )
+
+
+def _forward(action: RouteAction, backend: ir.Backend, limits: ir.Limits) -> RouteAction:
+    # A stream may last as long as tokens come: only the wait for its beginning is bounded, for each attempt.
+    action.timeout = timedelta(0)
+    action.idle_timeout = timedelta(seconds=limits.idle_s)
+    action.retry_policy = RetryPolicy(
+        retry_on="connect-failure,refused-stream,reset,retriable-status-codes",
+        retriable_status_codes=[503],
+        num_retries=backend.retry.attempts,
+        per_try_timeout=None if backend.timeout_s is None else timedelta(seconds=backend.timeout_s),
+        retry_back_off=RetryPolicyRetryBackOff(
+            base_interval=timedelta(seconds=backend.retry.interval_s),
+            max_interval=timedelta(seconds=backend.retry.interval_s * 10),
+        ),
+        retry_host_predicate=[
+            RetryPolicyRetryHostPredicate(
+                name="envoy.retry_host_predicates.previous_hosts", typed_config=packed(PreviousHostsPredicate())
+            )
+        ],
+        host_selection_retry_max_attempts=5,
+    )
+    return action
+
+
+def _model_routes(model: ir.Model, config: ir.IR) -> Iterable[Route]:
+    backends = {(backend.namespace, backend.name): backend for backend in config.backends}
+    for number, rule in enumerate(model.rules):
+        shares = [share for share in rule.shares if share.weight and (share.namespace, share.name) in backends]
+        if not shares:
+            continue
+        heaviest = max(shares, key=lambda share: share.weight)
+        clusters = WeightedCluster(
+            clusters=[
+                WeightedClusterClusterWeight(
+                    name=dataplane.cluster_name(share.namespace, share.name), weight=share.weight
+                )
+                for share in shares
+            ]
+        )
+        yield Route(
+            name=f"model/{model.name}/{number}",
+            match=_conditions(rule),
+            route=_forward(
+                RouteAction(weighted_clusters=clusters),
+                backends[heaviest.namespace, heaviest.name],
+                config.gateway.limits,
+            ),
+            request_body_buffer_limit=config.gateway.limits.body_bytes,
+        )
+    yield _unknown_model(config.gateway.limits)
+
+
+def _conditions(rule: ir.Rule) -> RouteMatch:
+    headers = [
+        # Kubernetes users write a header's name as they like; a missing header counts as the empty text.
+        HeaderMatcher(name=name.lower(), string_match=_text(match), treat_missing_header_as_empty=True)
+        for name, match in rule.headers
+    ]
+    path = rule.path
+    if path is None:
+        return RouteMatch(prefix="/", headers=headers)
+    if path.kind is ir.Match.EXACT:
+        return RouteMatch(path=path.value, headers=headers)
+    if path.kind is ir.Match.PREFIX:
+        return RouteMatch(prefix=path.value, headers=headers)
+    return RouteMatch(safe_regex=_anywhere(path.value), headers=headers)
+
+
+def _text(match: ir.TextMatch) -> StringMatcher:
+    if match.kind is ir.Match.EXACT:
+        return StringMatcher(exact=match.value)
+    if match.kind is ir.Match.PREFIX:
+        return StringMatcher(prefix=match.value)
+    return StringMatcher(safe_regex=_anywhere(match.value))
+
+
+def _anywhere(pattern: str) -> RegexMatcher:
+    """Envoy matches whole texts; rules search."""
+    return RegexMatcher(regex=f"(?s).*?(?:{pattern}).*")
+
+
+def _reserved() -> tuple[Route, ...]:
+    unasked = {EXT_PROC: packed(ExtProcPerRoute(disabled=True))}
+    return tuple(
+        Route(
+            name=f"reserved{path}",
+            match=RouteMatch(path=path),
+            direct_response=DirectResponseAction(status=200, body=DataSource(inline_string='{"status":"ok"}')),
+            typed_per_filter_config=unasked,
+        )
+        for path in HEALTH_PATHS
+    )
+
+
+def _unavailable(limits: ir.Limits) -> Route:
+    body = error_body(
+        "The endpoint picker does not answer. Try again in a moment.", kind="service_unavailable", code="no_picker"
+    )
+    return _answer("unpicked", RouteMatch(prefix="/"), 503, body, limits)
+
+
+def _unknown_model(limits: ir.Limits) -> Route:
+    body = error_body(
+        "No route serves this model (or the body names none). GET /v1/models lists what is served.",
+        kind="invalid_request_error",
+        code="model_not_found",
+    )
+    return _answer("unknown-model", RouteMatch(prefix="/"), 404, body, limits)
+
+
+def _model_list(models: tuple[ir.Model, ...], limits: ir.Limits) -> Route:
+    listed = [
+        {"id": model.name, "object": "model", "created": 0, "owned_by": "matrixinfer"}
+        for model in sorted(models, key=lambda model: model.name)
+    ]
+    body = json.dumps({"object": "list", "data": listed})
+    get = HeaderMatcher(name=":method", string_match=StringMatcher(exact="GET"))
+    return _answer("models", RouteMatch(path="/v1/models", headers=[get]), 200, body, limits)
+
+
+def _answer(name: str, match: RouteMatch, status: int, body: str, limits: ir.Limits) -> Route:
+    return Route(
+        name=name,
+        match=match,
+        direct_response=DirectResponseAction(status=status, body=DataSource(inline_string=body)),
+        request_body_buffer_limit=limits.body_bytes,
+    )

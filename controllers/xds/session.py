@@ -1,0 +1,137 @@
+"""One Envoy's subscription as a state machine: requests and snapshots in, responses out. No clock, no network.
+
+State of the world. Types go out in the order clusters, endpoints, listeners, routes, each when the one before it is
+answered; a cluster that is no longer wanted goes last, when the routes that named it are gone. Listeners and clusters
+are sent whole, as the protocol demands; of endpoints and routes only what is asked for and differs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from controllers.xds.snapshot import CDS, EDS, LDS, RDS, Resource, Snapshot, version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+ORDER: Final = (CDS, EDS, LDS, RDS)
+WHOLE: Final = frozenset({CDS, LDS})  # sent complete: what is missing is removed
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What Envoy says: subscribes, accepts or refuses."""
+
+    type_url: str
+    names: frozenset[str]
+    nonce: str = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What is sent."""
+
+    type_url: str
+    version: str
+    nonce: str
+    resources: Mapping[str, Resource]
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """Envoy refused an update and goes on with what it had."""
+
+    type_url: str
+    message: str
+    names: frozenset[str]  # of the resources that the message names, or all that were sent
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Envoy has taken an update."""
+
+    type_url: str
+    version: str
+
+
+@dataclass(slots=True)
+class _Type:
+    """What one Envoy knows of one type."""
+
+    names: frozenset[str] = frozenset()
+    sent: dict[str, Resource] = field(default_factory=dict)
+    nonce: str = ""
+    waiting: Response | None = None  # sent, not answered
+    renewed: bool = False  # asked again: owes an answer even if nothing changed
+    refused: bool = False  # the last update of this type
+
+
+class Session:
+    """Bookkeeping for one stream."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, _Type] = {}
+        self._count = 0
+
+    def receive(self, request: Request) -> Ack | Nack | None:
+        """Take one request; `send` says what follows from it."""
+        if request.type_url not in ORDER:
+            return None
+        known = self._types.get(request.type_url)
+        if known is None or not request.nonce:
+            self._types[request.type_url] = _Type(names=request.names, renewed=True)
+            return None
+        if request.nonce != known.nonce:
+            return None  # an answer to something older: the answer to the latest is on its way
+        answered, known.waiting = known.waiting, None
+        known.renewed = answered is None or request.names != known.names
+        for name in known.names - request.names:
+            known.sent.pop(name, None)
+        known.names = request.names
+        if answered is None:
+            # Not an answer, so a new subscription (a cluster warms again): all of it is owed.
+            if request.type_url not in WHOLE:
+                known.sent.clear()
+            return None
+        known.refused = request.error is not None
+        if request.error is None:
+            return Ack(request.type_url, answered.version)
+        named = frozenset(name for name in answered.resources if name in request.error)
+        return Nack(request.type_url, request.error, named or frozenset(answered.resources))
+
+    def send(self, snapshot: Snapshot) -> Iterator[Response]:
+        """Yield what may go out now: the first type that owes something, if nothing before it awaits an answer."""
+        for type_url in ORDER:
+            known = self._types.get(type_url)
+            if known is None:
+                continue
+            if known.waiting is None:
+                chosen = self._due(type_url, known, snapshot.resources[type_url])
+                if chosen is not None:
+                    yield self._respond(type_url, known, chosen)
+            if known.waiting is not None:
+                return
+        clusters = self._types.get(CDS)
+        refused = any(known.refused for known in self._types.values())
+        if clusters is not None and not refused and clusters.sent.keys() - snapshot.resources[CDS].keys():
+            yield self._respond(CDS, clusters, snapshot.resources[CDS])
+
+    def _due(self, type_url: str, known: _Type, wanted: Mapping[str, Resource]) -> Mapping[str, Resource] | None:
+        if type_url not in WHOLE:
+            changed = {
+                name: wanted[name] for name in known.names & wanted.keys() if known.sent.get(name) != wanted[name]
+            }
+            return changed or None
+        # A cluster that is no longer wanted stays until the routes that name it are gone.
+        chosen = {**known.sent, **wanted} if type_url == CDS else wanted
+        return chosen if known.renewed or chosen != known.sent else None
+
+    def _respond(self, type_url: str, known: _Type, resources: Mapping[str, Resource]) -> Response:
+        self._count += 1
+        known.nonce = str(self._count)
+        known.sent = dict(resources) if type_url in WHOLE else {**known.sent, **resources}
+        known.renewed = False
+        known.waiting = Response(type_url, version(known.sent), known.nonce, resources)
+        return known.waiting
