@@ -150,19 +150,23 @@ class ContainerRunner:
         self._set(state=Running(began), pid=process.pid, complaint="")
         watching = asyncio.create_task(self._watch(process, command.env))
         try:
-            code = await process.wait()
+            await process.wait()
         finally:
             if process.running:  # cancelled: the pod is to go
                 await process.stop(self._grace())
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
-            failed = self.status.complaint
-            self.started.clear()
-            self._set(started=False, ready=False, pid=None, complaint="")
-        why = failed if failed.startswith(("liveness", "startup")) else " | ".join(tail(self.log, 3))
+            ended = self._end(await process.wait(), began)
+        return ended
+
+    def _end(self, code: int, began: float) -> Terminated:
+        """Take note that the process is over."""
+        complaint = self.status.complaint
+        why = complaint if complaint.startswith(("liveness", "startup")) else " | ".join(tail(self.log, 3))
         ended = Terminated(code, "Completed" if code == 0 else "Error", why, began, time.time())
-        self._set(state=ended)
+        self.started.clear()
+        self._set(state=ended, started=False, ready=False, pid=None, complaint="")
         return ended
 
     async def _watch(self, process: Process, env: Mapping[str, str]) -> None:

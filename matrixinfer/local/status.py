@@ -101,7 +101,7 @@ def timestamp(seconds: float) -> str:
 
 def _initialized(status: ContainerStatus, pod: core.Pod, index: int) -> bool:
     if pod.spec.init_containers[index].restart_policy == "Always":
-        return status.started
+        return status.started or isinstance(status.state, Terminated) or status.last is not None
     return isinstance(status.state, Terminated) and status.state.exit_code == 0
 
 
