@@ -1,1 +1,87 @@
-"""."""
+"""The plugins: one file each, named for its type. `BUILTIN` lists them and says what a silent configuration means."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from extproc.plugins.active_request_scorer import ActiveRequestScorer
+from extproc.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
+from extproc.plugins.bounded_load_filter import BoundedLoadFilter
+from extproc.plugins.inflight_load_producer import InflightLoadProducer
+from extproc.plugins.kv_cache_utilization_scorer import KvCacheUtilizationScorer
+from extproc.plugins.least_request_filter import LeastRequestFilter
+from extproc.plugins.least_request_scorer import LeastRequestScorer
+from extproc.plugins.load_aware_scorer import LoadAwareScorer
+from extproc.plugins.max_score_picker import MaxScorePicker
+from extproc.plugins.no_hit_lru_scorer import NoHitLruScorer
+from extproc.plugins.prefix_cache_scorer import PrefixCacheScorer
+from extproc.plugins.queue_scorer import QueueScorer
+from extproc.plugins.random_picker import RandomPicker
+from extproc.plugins.recent_failure_filter import RecentFailureFilter
+from extproc.plugins.round_robin_picker import RoundRobinPicker
+from extproc.plugins.running_requests_size_scorer import RunningRequestsSizeScorer
+from extproc.plugins.single_profile_handler import SingleProfileHandler
+from extproc.plugins.token_load_scorer import TokenLoadScorer
+from extproc.plugins.weighted_random_picker import WeightedRandomPicker
+from extproc.scheduling.config import Catalogue
+
+# What is meant where neither plugins nor profiles are given; docs/scheduling.md has the reasoning.
+DEFAULT: Final = {
+    "apiVersion": "llm-d.ai/v1alpha1",
+    "kind": "EndpointPickerConfig",
+    "plugins": [
+        {"type": "bounded-load-filter", "parameters": {"loadFactor": 1.25, "minRequests": 4}},
+        {
+            "type": "prefix-cache-scorer",
+            "parameters": {"minTrunkShare": 0.5, "minContinuationScore": 0.5},
+        },
+        {"type": "least-request-scorer", "parameters": {"scaleRequests": 8}},
+        {"type": "load-aware-scorer", "parameters": {"threshold": 32}},
+        {"type": "kv-cache-utilization-scorer"},
+        {"type": "no-hit-lru-scorer", "parameters": {"minTrunkShare": 0.5}},
+        {"type": "max-score-picker", "parameters": {"maxNumOfEndpoints": 4}},
+    ],
+    "schedulingProfiles": [
+        {
+            "name": "default",
+            "plugins": [
+                {"pluginRef": "bounded-load-filter"},
+                {"pluginRef": "prefix-cache-scorer", "weight": 3},
+                {"pluginRef": "least-request-scorer", "weight": 2},
+                {"pluginRef": "load-aware-scorer", "weight": 1},
+                {"pluginRef": "kv-cache-utilization-scorer", "weight": 1},
+                {"pluginRef": "no-hit-lru-scorer", "weight": 0.2},
+                {"pluginRef": "max-score-picker"},
+            ],
+        }
+    ],
+}
+
+BUILTIN: Final = Catalogue(
+    types=(
+        RecentFailureFilter,
+        LeastRequestFilter,
+        BoundedLoadFilter,
+        QueueScorer,
+        KvCacheUtilizationScorer,
+        RunningRequestsSizeScorer,
+        ActiveRequestScorer,
+        TokenLoadScorer,
+        LeastRequestScorer,
+        LoadAwareScorer,
+        PrefixCacheScorer,
+        NoHitLruScorer,
+        MaxScorePicker,
+        WeightedRandomPicker,
+        RandomPicker,
+        RoundRobinPicker,
+        SingleProfileHandler,
+        ApproxPrefixCacheProducer,
+        InflightLoadProducer,
+    ),
+    default=DEFAULT,
+    every_profile=(RecentFailureFilter.TYPE,),
+    picker=MaxScorePicker.TYPE,
+    handler=SingleProfileHandler.TYPE,
+    producer=ApproxPrefixCacheProducer.TYPE,
+)

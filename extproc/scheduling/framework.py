@@ -7,8 +7,8 @@ method of its role. It reads the cycle and returns a value: no clock, no chance 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,37 +37,73 @@ class Cycle:
     blocks: int  # blocks of the whole prefix
     now: float  # monotonic seconds
     draw: Draw
+    trunk: int = 0  # leading blocks that earlier, different requests already went on from; 0 if not known
 
     def narrowed(self, keep: NDArray[np.bool_]) -> Cycle:
         """Return the cycle over the candidates that `keep` (shape (n,)) marks."""
-        return Cycle(self.request, self.table, self.rows[keep], self.matched[keep], self.blocks, self.now, self.draw)
+        return Cycle(
+            self.request,
+            self.table,
+            self.rows[keep],
+            self.matched[keep],
+            self.blocks,
+            self.now,
+            self.draw,
+            self.trunk,
+        )
 
 
-class Filter(Protocol):
-    """Leaves candidates out."""
+@dataclass(frozen=True, slots=True)
+class NoParams:
+    """Parameters of a plugin that takes none."""
+
+
+def parameter(default: Any, *, minimum: float | None = None, maximum: float | None = None) -> Any:
+    """Field of a `Params` dataclass with the range that its value must lie in (ends included)."""
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
+
+
+class Plugin(Protocol):
+    """What every plugin has; beside it, on the class, `Params`: a plugin is built as `PluginType(params)`."""
 
     TYPE: str
+
+
+class Filter(Plugin, Protocol):
+    """Leaves candidates out."""
 
     def keep(self, cycle: Cycle) -> NDArray[np.bool_]:
         """Mark the candidates that stay, shape (n,)."""
         ...
 
 
-class Scorer(Protocol):
+class Scorer(Plugin, Protocol):
     """Rates candidates."""
-
-    TYPE: str
 
     def score(self, cycle: Cycle) -> NDArray[np.float64]:
         """Return a score in [0, 1] for each candidate, 1 the best; shape (n,)."""
         ...
 
 
-class Picker(Protocol):
+class Picker(Plugin, Protocol):
     """Orders candidates."""
-
-    TYPE: str
 
     def order(self, cycle: Cycle, scores: NDArray[np.float64]) -> NDArray[np.intp]:
         """Return positions in `cycle.rows`, best first: the chosen one and those to fall back to."""
+        ...
+
+
+class ProfileHandler(Plugin, Protocol):
+    """Says which profiles run."""
+
+    def profiles(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Choose from the profiles' `names`. Raises ValueError if it cannot work with these."""
+        ...
+
+
+class Observer(Protocol):
+    """A plugin that remembers decisions; told of every one in a profile that names it."""
+
+    def observe(self, cycle: Cycle, row: int) -> None:
+        """Take note that `row` was chosen among all candidates of `cycle`."""
         ...

@@ -1,0 +1,57 @@
+"""`max-score-picker`: the best score first, ties in random order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from extproc.scheduling.framework import parameter
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from extproc.scheduling.framework import Cycle, Draw
+
+_FEW = 32  # so many are sorted as Python numbers: faster than arrays
+
+
+class MaxScorePicker:
+    """Order by score, descending; equal scores in random order, each order as likely as any other.
+
+    `maxNumOfEndpoints` 4: the chosen endpoint and three to fall back to. Upstream's default is 1, with which the
+    gateway has nowhere to go when the chosen one fails. Source: llm-d's max-score-picker.
+    """
+
+    TYPE = "max-score-picker"
+
+    @dataclass(frozen=True, slots=True)
+    class Params:
+        """Upstream's parameter."""
+
+        max_num_of_endpoints: int = parameter(4, minimum=1)
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+
+    def order(self, cycle: Cycle, scores: NDArray[np.float64]) -> NDArray[np.intp]:
+        """Return positions of the best, best first; shape (min(n, maxNumOfEndpoints),)."""
+        return best_first(scores, self.params.max_num_of_endpoints, cycle.draw)
+
+
+def best_first(scores: NDArray[np.float64], count: int, draw: Draw) -> NDArray[np.intp]:
+    """Return positions of the `count` best of `scores` (shape (n,)), best first, ties in random order."""
+    n = len(scores)
+    if n <= _FEW:
+        keys = [(-score, draw.random(), at) for at, score in enumerate(scores.tolist())]
+        keys.sort()
+        return np.array([at for _score, _draw, at in keys[:count]], dtype=np.intp)
+    left = scores.copy()
+    chosen = []
+    for _ in range(min(count, n)):
+        ties = np.flatnonzero(left == left.max())
+        best = ties[int(draw.random() * len(ties))]
+        chosen.append(best)
+        left[best] = -np.inf
+    return np.array(chosen, dtype=np.intp)

@@ -1,0 +1,67 @@
+"""`no-hit-lru-scorer`: spread requests that no endpoint has a prefix for, longest unused endpoint first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from extproc.scheduling.framework import parameter
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from extproc.scheduling.framework import Cycle
+
+
+class NoHitLruScorer:
+    """Score 0.5 for all if any endpoint holds part of the prefix, else 1 - rank / (n - 1), least recently used first.
+
+    rank: place of the endpoint in the order of its last cold request, 0 for the longest ago; those that never had one
+    come first and share rank 0. One candidate alone scores 1.
+    `minTrunkShare` 0 (of ours): a common trunk shorter than this share of the prefix counts as cold, as in
+    prefix-cache-scorer; give both the same value. Memory is one number per row of the endpoint table, so upstream's
+    `lruSize` has nothing to bound here and is not a parameter. Source: llm-d's no-hit-lru-scorer.
+    """
+
+    TYPE = "no-hit-lru-scorer"
+
+    @dataclass(frozen=True, slots=True)
+    class Params:
+        """Parameters."""
+
+        prefix_match_info_producer_name: str = ""
+        min_trunk_share: float = parameter(0.0, minimum=0, maximum=1)
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+        self._count = 0  # cold requests so far
+        self._last: NDArray[np.int64] = np.zeros(64, dtype=np.int64)  # by row: the count at its last one
+
+    def score(self, cycle: Cycle) -> NDArray[np.float64]:
+        """Return the scores, shape (n,)."""
+        n = len(cycle.rows)
+        if not self._cold(cycle):
+            return np.full(n, 0.5)
+        if n == 1:
+            return np.ones(1)
+        self._cover(cycle)
+        last = self._last[cycle.rows]
+        return 1.0 - np.searchsorted(np.sort(last), last) / (n - 1)
+
+    def observe(self, cycle: Cycle, row: int) -> None:
+        """Remember where a cold request went."""
+        if self._cold(cycle):
+            self._cover(cycle)
+            self._count += 1
+            self._last[row] = self._count
+
+    def _cold(self, cycle: Cycle) -> bool:
+        best = int(cycle.matched.max(initial=0))
+        return best == 0 or (best <= cycle.trunk and best < self.params.min_trunk_share * cycle.blocks)
+
+    def _cover(self, cycle: Cycle) -> None:
+        size = len(cycle.table.endpoints)
+        if size > len(self._last):
+            self._last = np.concatenate([self._last, np.zeros(size - len(self._last), dtype=np.int64)])

@@ -1,0 +1,32 @@
+"""`running-requests-size-scorer`: prefer the smallest batch in the engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from extproc.plugins.queue_scorer import shortest_first
+from extproc.scheduling.framework import NoParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from extproc.scheduling.framework import Cycle
+
+
+class RunningRequestsSizeScorer:
+    """Score (max r - r) / (max r - min r); 1 for all if all are equal.
+
+    r: requests in the engine's batch at its last scrape, shape (n,), requests.
+    No parameters. Source: llm-d's running-requests-size-scorer.
+    """
+
+    TYPE = "running-requests-size-scorer"
+    Params = NoParams
+
+    def __init__(self, params: NoParams) -> None:
+        self.params = params
+
+    def score(self, cycle: Cycle) -> NDArray[np.float64]:
+        """Return the scores, shape (n,)."""
+        return shortest_first(cycle.table.running[cycle.rows])

@@ -1,0 +1,399 @@
+"""EndpointPickerConfig: the ecosystem's scheduler configuration, read strictly, and the scheduler built from it.
+
+`load` turns a document (YAML that was read already) into a frozen `Config` and reports every problem at once, each
+with its path; `build` makes a scheduler of a Config. Building again from a changed file leaves the endpoint table and
+the prefix index as they are. Which plugins exist and what is injected is the caller's `Catalogue`.
+
+The shape is upstream's (llm-d.ai/v1alpha1, and the same under its old group). What upstream knows and this picker
+does not do is refused by name, never skipped.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, get_type_hints
+
+import yaml
+
+from extproc import errors
+from extproc.scheduling.scheduler import Profile, Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+API_VERSIONS: Final = ("llm-d.ai/v1alpha1", "inference.networking.x-k8s.io/v1alpha1")
+KIND: Final = "EndpointPickerConfig"
+
+_DOCUMENT: Final = ("apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles")
+# Upstream's other sections, and what stands in their place here.
+_ELSEWHERE: Final = MappingProxyType(
+    {
+        "dataLayer": "engines' metrics are always scraped, and endpoints come from ModelServers",
+        "data": "engines' metrics are always scraped, and endpoints come from ModelServers",
+        "requestHandler": "request formats are recognised by their path",
+        "parser": "request formats are recognised by their path",
+        "flowControl": "requests are not queued here",
+        "saturationDetector": "use a filter such as least-request-filter in a scheduling profile",
+    }
+)
+# Upstream's feature gates: the value that describes this picker.
+_GATES: Final = MappingProxyType({"flowControl": False, "haPopulateNonLeaderDatastore": True})
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The plugin types that exist, and what a configuration means where it is silent."""
+
+    types: tuple[type[Any], ...]
+    default: Mapping[str, Any]  # the document used where neither plugins nor profiles are given
+    every_profile: tuple[str, ...]  # filters put at the head of each profile that does not name them
+    picker: str  # of a profile without one
+    handler: str  # where there is none
+    producer: str  # whose parameters are the prefix index's
+
+    def type(self, name: str) -> type[Any] | None:
+        """Return the plugin type called `name`."""
+        return next((one for one in self.types if name == one.TYPE), None)
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSpec:
+    """One entry of `plugins`."""
+
+    name: str
+    type: type[Any]
+    params: Any  # of the type's Params
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSpec:
+    """One entry of `schedulingProfiles`: names of plugins with their weights, in order."""
+
+    name: str
+    plugins: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration without mistakes, with everything injected."""
+
+    plugins: tuple[PluginSpec, ...]
+    profile: ProfileSpec  # the one that the profile handler chose
+    prefix: Any  # Params of the catalogue's producer: how prefixes are cut and how many blocks are remembered
+
+
+def parse(text: str) -> object:
+    """Read YAML for `load`. Raises ConfigError with the line."""
+    try:
+        return yaml.load(text, Loader=_Strict)  # noqa: S506 - a safe loader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise errors.ConfigError(where, f"not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise errors.ConfigError("", f"not YAML: {error}") from error
+
+
+def load(document: object, catalogue: Catalogue) -> Config:
+    """Read a configuration. Raises ConfigError that names every problem, at the path of the first."""
+    return _Reader(catalogue).read(document)
+
+
+def build(config: Config) -> Scheduler:
+    """Make the scheduler that `config` describes, with plugins of its own."""
+    plugins: dict[str, Any] = {spec.name: spec.type(spec.params) for spec in config.plugins}
+    members = [(name, weight, plugins[name]) for name, weight in config.profile.plugins]
+    return Scheduler(
+        Profile(
+            name=config.profile.name,
+            filters=tuple((name, one) for name, _weight, one in members if hasattr(one, "keep")),
+            scorers=tuple((name, weight, one) for name, weight, one in members if hasattr(one, "score")),
+            picker=next((name, one) for name, _weight, one in members if hasattr(one, "order")),
+            observers=tuple(one for _name, _weight, one in members if hasattr(one, "observe")),
+        )
+    )
+
+
+class _Reader:
+    """Reads one document; collects problems as it goes."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._problems: list[tuple[str, str]] = []
+        self._specs: dict[str, PluginSpec] = {}
+
+    def read(self, document: object) -> Config:
+        """Return the configuration or raise one ConfigError for all problems."""
+        given = self._mapping("", document)
+        self._head(given)
+        if not given.get("plugins") and not given.get("schedulingProfiles"):
+            given = {**given, **{key: self._catalogue.default[key] for key in ("plugins", "schedulingProfiles")}}
+        self._plugins(given.get("plugins"))
+        profiles = self._profiles(given.get("schedulingProfiles"))
+        chosen = self._chosen(profiles)
+        prefix = self._prefix()
+        if self._problems or chosen is None:
+            (path, message), *rest = self._problems
+            raise errors.ConfigError(path, "\n".join([message, *(f"{where}: {what}" for where, what in rest)]))
+        return Config(tuple(self._specs.values()), chosen, prefix)
+
+    def _head(self, document: Mapping[str, object]) -> None:
+        for key, known in (("apiVersion", API_VERSIONS), ("kind", (KIND,))):
+            if document.get(key) not in known:
+                self._problem(key, f"must be {' or '.join(known)}, not {_named(document.get(key))}")
+        for key, value in document.items():
+            if key in _ELSEWHERE:
+                if value:
+                    self._problem(key, f"is not supported: {_ELSEWHERE[key]}; remove this section")
+            elif key not in _DOCUMENT:
+                self._problem(str(key), f"unknown key{_near(key, _DOCUMENT)}")
+        for at, gate in enumerate(self._list("featureGates", document.get("featureGates"))):
+            self._gate(f"featureGates[{at}]", gate)
+
+    def _gate(self, path: str, gate: object) -> None:
+        name, _equals, value = gate.partition("=") if isinstance(gate, str) else ("", "", "")
+        if value not in ("", "true", "false"):
+            self._problem(path, f"must be a name, name=true or name=false, not {_named(gate)}")
+        elif name not in _GATES:
+            self._problem(path, f"unknown feature gate {_named(gate)}{_near(name, _GATES)}")
+        elif (value != "false") != _GATES[name]:
+            self._problem(path, f"{name} cannot be {value or 'true'} in this picker")
+
+    def _plugins(self, value: object) -> None:
+        for at, entry in enumerate(self._list("plugins", value)):
+            path = f"plugins[{at}]"
+            given = self._mapping(path, entry, ("name", "type", "parameters"))
+            type_name = given.get("type")
+            plugin = self._catalogue.type(type_name) if isinstance(type_name, str) else None
+            if plugin is None:
+                what = f"unknown plugin type {_named(type_name)}" if type_name else "is required"
+                self._problem(f"{path}.type", what + _near(type_name, [one.TYPE for one in self._catalogue.types]))
+            name = given.get("name") or type_name
+            if not isinstance(name, str):
+                if plugin is not None:
+                    self._problem(f"{path}.name", f"must be a string, not {_named(name)}")
+                continue
+            if name in self._specs:
+                self._problem(f"{path}.name", f"another plugin is called {name}, too; give each its own name")
+            if plugin is not None:
+                self._specs.setdefault(name, self._spec(name, plugin, f"{path}.parameters", given.get("parameters")))
+
+    def _spec(self, name: str, plugin: type[Any], path: str, value: object) -> PluginSpec:
+        hints = get_type_hints(plugin.Params)
+        known = {_camel(one.name): one for one in fields(plugin.Params)}
+        values: dict[str, object] = {}
+        for key, given in self._mapping(path, value).items():
+            one = known.get(key)
+            if one is None:
+                hint = _near(key, known) if known else f"; {plugin.TYPE} takes none"
+                self._problem(f"{path}.{key}", f"unknown parameter{hint}")
+                continue
+            fault = _fault(given, hints[one.name], one.metadata.get("minimum"), one.metadata.get("maximum"))
+            if fault:
+                self._problem(f"{path}.{key}", f"must be {fault}, not {_named(given)}")
+            else:
+                values[one.name] = given
+        try:
+            return PluginSpec(name, plugin, plugin.Params(**values))
+        except ValueError as error:
+            self._problem(path, str(error))
+            return PluginSpec(name, plugin, plugin.Params())
+
+    def _profiles(self, value: object) -> list[ProfileSpec]:
+        entries = self._list("schedulingProfiles", value)
+        if not entries:
+            placed = [name for name, spec in self._specs.items() if _role(spec.type) in _PLACED]
+            entries = [{"name": "default", "plugins": [{"pluginRef": name} for name in placed]}]
+        profiles: list[ProfileSpec] = []
+        for at, entry in enumerate(entries):
+            path = f"schedulingProfiles[{at}]"
+            given = self._mapping(path, entry, ("name", "plugins"))
+            name = given.get("name")
+            if not isinstance(name, str) or not name:
+                self._problem(f"{path}.name", "is required" if name is None else f"must be a name, not {_named(name)}")
+            elif name in [one.name for one in profiles]:
+                self._problem(f"{path}.name", f"another profile is called {name}, too; give each its own name")
+            members = self._members(f"{path}.plugins", given.get("plugins"))
+            profiles.append(ProfileSpec(str(name), members))
+        return profiles
+
+    def _members(self, path: str, value: object) -> tuple[tuple[str, float], ...]:
+        members: list[tuple[str, float]] = []
+        for at, entry in enumerate(self._list(path, value)):
+            where = f"{path}[{at}]"
+            given = self._mapping(where, entry, ("pluginRef", "weight"))
+            spec = self._referenced(f"{where}.pluginRef", given.get("pluginRef"))
+            if spec is None:
+                continue
+            role = _role(spec.type)
+            weight = given.get("weight")
+            if role not in _PLACED:
+                self._problem(
+                    f"{where}.pluginRef", f"{spec.name} is no filter, scorer or picker; `plugins` is its place"
+                )
+            elif spec.name in [name for name, _weight in members]:
+                self._problem(f"{where}.pluginRef", f"{spec.name} stands in this profile already")
+            elif role == "picker" and any(_role(self._specs[name].type) == "picker" for name, _weight in members):
+                self._problem(f"{where}.pluginRef", f"{spec.name} is a second picker; a profile has one")
+            elif weight is not None and role != "scorer":
+                self._problem(f"{where}.weight", f"only scorers have a weight, and {spec.name} is a {role}")
+            elif weight is not None and (fault := _fault(weight, float, 0, None)):
+                self._problem(f"{where}.weight", f"must be {fault}, not {_named(weight)}")
+            else:
+                members.append((spec.name, 1.0 if weight is None else float(str(weight))))
+        return self._completed(members)
+
+    def _referenced(self, path: str, name: object) -> PluginSpec | None:
+        if isinstance(name, str) and name in self._specs:
+            return self._specs[name]
+        if name is None:
+            self._problem(path, "is required")
+        elif isinstance(name, str) and self._catalogue.type(name):
+            self._problem(path, f"{name} is not among `plugins`; add `- type: {name}` there")
+        else:
+            self._problem(path, f"no plugin is called {_named(name)}{_near(name, self._specs)}")
+        return None
+
+    def _completed(self, members: list[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+        """Add what every profile has: its picker at the end, the standing filters at the head."""
+        here = {self._specs[name].type.TYPE for name, _weight in members}
+        head = [(self._injected(one), 1.0) for one in self._catalogue.every_profile if one not in here]
+        picks = any(_role(self._specs[name].type) == "picker" for name, _weight in members)
+        tail = [] if picks else [(self._injected(self._catalogue.picker), 1.0)]
+        return (*head, *members, *tail)
+
+    def _injected(self, type_name: str) -> str:
+        """Name of a plugin of this type: one that was declared, or a new one with default parameters."""
+        for name, spec in self._specs.items():
+            if type_name == spec.type.TYPE:
+                return name
+        plugin = self._catalogue.type(type_name)
+        if plugin is None:
+            raise errors.ConfigError("", f"plugin type {type_name} is injected but does not exist")
+        name = type_name if type_name not in self._specs else f"{type_name}-injected"
+        self._specs[name] = PluginSpec(name, plugin, plugin.Params())
+        return name
+
+    def _chosen(self, profiles: list[ProfileSpec]) -> ProfileSpec | None:
+        handlers = [spec for spec in self._specs.values() if _role(spec.type) == "profile handler"]
+        if len(handlers) > 1:
+            names = ", ".join(spec.name for spec in handlers)
+            self._problem("plugins", f"there can be one profile handler only, not {names}")
+        handler = handlers[0] if handlers else self._specs[self._injected(self._catalogue.handler)]
+        plugin: Any = handler.type(handler.params)
+        try:
+            (name,) = plugin.profiles(tuple(one.name for one in profiles))
+        except ValueError as error:
+            self._problem("schedulingProfiles", str(error))
+            return None
+        return next(one for one in profiles if one.name == name)
+
+    def _prefix(self) -> object:
+        producers = [spec for spec in self._specs.values() if self._catalogue.producer == spec.type.TYPE]
+        if len(producers) > 1:
+            names = ", ".join(spec.name for spec in producers)
+            self._problem("plugins", f"there is one prefix index, so one {self._catalogue.producer} only, not {names}")
+        spec = producers[0] if producers else self._specs[self._injected(self._catalogue.producer)]
+        for other in self._specs.values():
+            named = getattr(other.params, "prefix_match_info_producer_name", "")
+            if named not in ("", spec.name):
+                self._problem(
+                    f"plugins.{other.name}.parameters.prefixMatchInfoProducerName",
+                    f"no prefix producer is called {named!r}{_near(named, [spec.name])}",
+                )
+        return spec.params
+
+    def _mapping(self, path: str, value: object, known: tuple[str, ...] | None = None) -> Mapping[str, object]:
+        """Return `value` if it is a mapping whose keys are all `known` (None: any strings), else what is good of it."""
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            self._problem(path, f"must be a mapping, not {_named(value)}")
+            return {}
+        for key in value:
+            if known is not None and key not in known:
+                self._problem(f"{path}.{key}", f"unknown key{_near(key, known)}")
+        return {str(key): one for key, one in value.items()}
+
+    def _list(self, path: str, value: object) -> list[object]:
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            self._problem(path, f"must be a list, not {_named(value)}")
+            return []
+        return value
+
+    def _problem(self, path: str, message: str) -> None:
+        self._problems.append((path, message))
+
+
+_PLACED: Final = ("filter", "scorer", "picker")
+
+
+def _role(plugin: type[Any]) -> str:
+    """Say what a plugin is by the method it has."""
+    for method, role in (("keep", "filter"), ("score", "scorer"), ("order", "picker"), ("profiles", "profile handler")):
+        if hasattr(plugin, method):
+            return role
+    return "producer"
+
+
+def _fault(value: object, kind: object, minimum: float | None, maximum: float | None) -> str:
+    """Say what `value` would have to be, "" if it is that."""
+    if kind is bool:
+        return "" if isinstance(value, bool) else "true or false"
+    if kind is str:
+        return "" if isinstance(value, str) else "a string"
+    word = "a whole number" if kind is int else "a number"
+    bounds = [f"at least {minimum:g}"] if minimum is not None else []
+    bounds += [f"at most {maximum:g}"] if maximum is not None else []
+    wanted = " ".join([word, *([" and ".join(bounds)] if bounds else [])])
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return wanted
+    if not math.isfinite(value) or (minimum is not None and value < minimum):
+        return wanted
+    return wanted if maximum is not None and value > maximum else ""
+
+
+def _camel(name: str) -> str:
+    """Spell a field's name as YAML does."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _named(value: object) -> str:
+    """Show a value that a user wrote, shortened."""
+    shown = "nothing" if value is None else repr(value)
+    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
+
+
+_SHOWN: Final = 60
+
+
+def _near(name: object, known: Collection[str]) -> str:
+    """Name what was probably meant, or all that there is."""
+    near = difflib.get_close_matches(str(name), known, n=3)
+    if near:
+        return f"; did you mean {' or '.join(near)}? We have: {', '.join(known)}"
+    return f"; we have: {', '.join(known)}" if known else ""
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key that is given twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - the base's signature
+        """Refuse duplicate keys."""
+        seen: set[object] = set()
+        for key_node, _value in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key!r} is given twice", key_node.start_mark
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
