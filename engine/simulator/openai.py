@@ -1,0 +1,223 @@
+"""The forms of OpenAI's chat completions and completions, field for field as vLLM writes them.
+
+Everything of an event but its words is made once per answer, as bytes.
+"""
+
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import orjson
+
+from engine.simulator import batch
+from engine.simulator.answer import Answer
+
+FINGERPRINT = "vllm-0.32.0-628a25d7"
+_FINGERPRINT_FIELD = b',"system_fingerprint":"%b"' % FINGERPRINT.encode()
+DONE = b"data: [DONE]\n\n"
+
+
+def usage(answer: Answer, block_size: int) -> dict[str, object]:
+    """Token counts of a whole answer, all fields."""
+    counts = _counts(answer)
+    return {
+        **counts,
+        "prompt_tokens_details": {
+            "cached_tokens": answer.cached_tokens,
+            "created_cache_tokens": _created(answer, block_size),
+            "multimodal_tokens": None,
+        },
+        "completion_tokens_details": None,
+    }
+
+
+def _created(answer: Answer, block_size: int) -> int | None:
+    """VLLM leaves this null where no prompt fills a block."""
+    if all(sequence.prompt_tokens < block_size for sequence in answer.sequences):
+        return None
+    return answer.stored_tokens
+
+
+def _counts(answer: Answer) -> dict[str, int]:
+    prompt, completion = answer.prompt_tokens, answer.generated_tokens
+    return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What an answer says besides its words."""
+
+    model: str
+    block_size: int
+    include_usage: bool = False
+    continuous_usage: bool = False
+
+
+class _Events:
+    """What the two streams share: the head of each event, and usage."""
+
+    def __init__(self, frame: Frame, *, prefix: str, kind: str) -> None:
+        self.request_id = f"{prefix}-{secrets.token_hex(8)}"
+        self.created = int(time.time())
+        self.model = frame.model
+        self._block_size = frame.block_size
+        self._include_usage = frame.include_usage
+        self._continuous = frame.continuous_usage
+        head = {"id": self.request_id, "object": kind, "created": self.created, "model": frame.model}
+        self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
+
+    def _running_usage(self, answer: Answer) -> bytes:
+        if not self._continuous:
+            return b""
+        prompt, completion = answer.prompt_tokens, answer.generated_tokens
+        return b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}' % (
+            prompt,
+            prompt + completion,
+            completion,
+        )
+
+    def closing(self, answer: Answer) -> Iterable[bytes]:
+        """Give the usage, where asked for, and the end mark."""
+        if self._include_usage:
+            details: dict[str, int] = {"cached_tokens": answer.cached_tokens}
+            created = _created(answer, self._block_size)
+            if created is not None:
+                details["created_cache_tokens"] = created
+            counts = orjson.dumps({**_counts(answer), "prompt_tokens_details": details})
+            yield b'%b],"usage":%b%b}\n\n' % (self._head, counts, _FINGERPRINT_FIELD)
+        yield DONE
+
+    def _fingerprint(self, sequence: batch.Sequence) -> bytes:
+        return b"" if sequence.finish is None or self._include_usage else _FINGERPRINT_FIELD
+
+
+class Chat(_Events):
+    """Chat completions."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__(frame, prefix="chatcmpl", kind="chat.completion.chunk")
+
+    def opening(self, answer: Answer) -> Iterable[bytes]:
+        """Give the role of each choice."""
+        running = b""
+        if self._continuous:
+            running = b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":0}' % (
+                (answer.prompt_tokens,) * 2
+            )
+        for sequence in answer.sequences:
+            yield (
+                b'%b{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]%b'
+                b',"prompt_token_ids":null,"prompt_text":null}\n\n' % (self._head, sequence.index, running)
+            )
+
+    def token(self, answer: Answer, sequence: batch.Sequence, words: bytes) -> bytes:
+        """Give new words of a choice."""
+        usage_field = self._running_usage(answer) if self._continuous else b""
+        if sequence.finish is None:
+            return b'%b{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null,"token_ids":null}]%b}\n\n' % (
+                self._head, sequence.index, words, usage_field,
+            )  # fmt: skip
+        return (
+            b'%b{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":"%b","stop_reason":%b,"token_ids":null}]%b%b}\n\n'
+            % (
+                self._head, sequence.index, words, sequence.finish.encode(), orjson.dumps(sequence.stop_reason),
+                usage_field, self._fingerprint(sequence),
+            )
+        )  # fmt: skip
+
+    def body(self, answer: Answer) -> bytes:
+        """Give the whole answer."""
+        choices = [
+            {
+                "index": sequence.index,
+                "message": {
+                    "role": "assistant",
+                    "content": answer.text_of(sequence),
+                    "refusal": None,
+                    "annotations": None,
+                    "audio": None,
+                    "function_call": None,
+                    "reasoning": None,
+                },
+                "logprobs": None,
+                "finish_reason": sequence.finish,
+                "stop_reason": sequence.stop_reason,
+                "token_ids": None,
+                "routed_experts": None,
+            }
+            for sequence in answer.sequences
+        ]
+        return orjson.dumps(
+            {
+                "id": self.request_id,
+                "object": "chat.completion",
+                "created": self.created,
+                "model": self.model,
+                "choices": choices,
+                "service_tier": None,
+                "system_fingerprint": FINGERPRINT,
+                "usage": usage(answer, self._block_size),
+                "prompt_logprobs": None,
+                "prompt_token_ids": None,
+                "prompt_text": None,
+                "kv_transfer_params": None,
+                "ec_transfer_params": None,
+                "metrics": None,
+            }
+        )
+
+
+class Completion(_Events):
+    """Completions."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__(frame, prefix="cmpl", kind="text_completion")
+
+    def opening(self, answer: Answer) -> Iterable[bytes]:  # noqa: ARG002 (the form's signature)
+        """Nothing comes before the words."""
+        return ()
+
+    def token(self, answer: Answer, sequence: batch.Sequence, words: bytes) -> bytes:
+        """Give new words of a choice."""
+        finish = b"null" if sequence.finish is None else b'"%b"' % sequence.finish.encode()
+        return (
+            b'%b{"index":%d,"text":%b,"logprobs":null,"finish_reason":%b,"stop_reason":%b,"prompt_token_ids":null,'
+            b'"token_ids":null}]%b%b}\n\n'
+            % (
+                self._head, sequence.index, words, finish, orjson.dumps(sequence.stop_reason),
+                self._running_usage(answer), self._fingerprint(sequence),
+            )
+        )  # fmt: skip
+
+    def body(self, answer: Answer) -> bytes:
+        """Give the whole answer."""
+        choices = [
+            {
+                "index": sequence.index,
+                "text": answer.text_of(sequence),
+                "logprobs": None,
+                "finish_reason": sequence.finish,
+                "stop_reason": sequence.stop_reason,
+                "token_ids": None,
+                "prompt_logprobs": None,
+                "prompt_token_ids": None,
+                "routed_experts": None,
+            }
+            for sequence in answer.sequences
+        ]
+        return orjson.dumps(
+            {
+                "id": self.request_id,
+                "object": "text_completion",
+                "created": self.created,
+                "model": self.model,
+                "choices": choices,
+                "service_tier": None,
+                "system_fingerprint": FINGERPRINT,
+                "usage": usage(answer, self._block_size),
+                "kv_transfer_params": None,
+                "ec_transfer_params": None,
+                "metrics": None,
+            }
+        )

@@ -1,0 +1,239 @@
+"""From a request's body to sequences in the batch, the same way for every endpoint that generates."""
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from xxhash import xxh3_64_intdigest
+
+from engine.simulator import (
+    batch,
+    bodies,
+    chat,
+    engine,
+    errors,
+    faults,
+    kvcache,
+    ledger,
+    openai,
+    server,
+    text,
+    tokenizer,
+)
+from engine.simulator.answer import Answer, Form
+from engine.simulator.settings import Settings
+
+
+class Adapters:
+    """LoRA adapters by name: path, and the id that KV events carry."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, str] = {}
+        self._ids: dict[str, int] = {}
+        self._next = 1
+
+    def load(self, name: str, path: str) -> None:
+        """Add an adapter, or load it again."""
+        self._paths[name] = path
+        if name not in self._ids:
+            self._ids[name] = self._next
+            self._next += 1
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter."""
+        del self._paths[name], self._ids[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._paths
+
+    def id_of(self, name: str) -> int:
+        """Give the adapter's number."""
+        return self._ids[name]
+
+    def items(self) -> Sequence[tuple[str, str]]:
+        """Names and paths, in the order of loading."""
+        return list(self._paths.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an endpoint asks for: prompts, how to continue them, in whose name."""
+
+    prompts: Sequence["array[int]"]
+    sampling: bodies.Sampling
+    model: str
+    salt: str | None
+    form: Form
+    request_id: str
+
+
+class Serving:
+    """Everything a handler needs: the engine, the model's names, the account of requests."""
+
+    def __init__(self, settings: Settings, runner: engine.Engine, clock: Callable[[], float]) -> None:
+        self.settings = settings
+        self.engine = runner
+        self.tokens = tokenizer.Tokenizer()
+        self.adapters = Adapters()
+        self.ledger = ledger.Ledger()
+        self.faults = faults.Faults()
+        self.clock = clock
+
+    def model(self, body: bodies.Body) -> str:
+        """Give the name asked for; without one, the model's own. ApiError if it is not served."""
+        name = bodies.text(body, "model") or self.settings.names[0]
+        if name not in self.settings.names and name not in self.adapters:
+            raise errors.unknown_model(name, self.settings.names)
+        return name
+
+    def frame(self, model: str, sampling: bodies.Sampling) -> openai.Frame:
+        """Give what OpenAI's answers say besides their words."""
+        return openai.Frame(model, self.settings.block_size, sampling.include_usage, sampling.continuous_usage)
+
+    def chat_prompt(self, body: bodies.Body) -> "array[int]":
+        """Give the conversation of a chat body as tokens."""
+        return chat.render(self.tokens, bodies.messages(body), tools=body.get("tools"))
+
+    def prompts(self, body: bodies.Body) -> Sequence["array[int]"]:
+        """Give the prompts of a completion: a text, token ids, or a list of either."""
+        given = body.get("prompt")
+        if given is None:
+            raise errors.ApiError(400, "Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
+        if isinstance(given, str):
+            return [self._encoded(given)]
+        if not isinstance(given, list) or not given:
+            raise errors.invalid("string_type", "body.prompt", "Input should be a valid string", given)
+        if all(map(_is_token, given)):
+            return [_ids(given)]
+        return [self._encoded(prompt) if isinstance(prompt, str) else _ids(prompt) for prompt in given]
+
+    def _encoded(self, prompt: str) -> "array[int]":
+        if not prompt:
+            raise errors.ApiError(400, "The decoder prompt cannot be empty", param="prompt")
+        return self.tokens.encode(prompt)
+
+    def check_length(self, prompt_tokens: int, max_tokens: int | None) -> None:
+        """ApiError where the prompt, or prompt and answer, exceed the context."""
+        limit = self.settings.context_length
+        if prompt_tokens + (max_tokens or 1) > limit:
+            raise errors.too_long(limit, prompt_tokens, max_tokens)
+
+    def generate(self, reply: server.Reply, work: Work) -> None:
+        """Put the prompts into the batch; the answer writes itself as tokens come."""
+        sampling = work.sampling
+        for prompt in work.prompts:
+            self.check_length(len(prompt), sampling.max_tokens)
+        lora = work.model if work.model in self.adapters else None
+        origin = kvcache.Origin(lora, self.adapters.id_of(lora) if lora else None, work.salt)
+        sequences: list[batch.Sequence] = []
+        stops: list[text.StopStrings | None] = []
+        for prompt in work.prompts:
+            for choice in range(sampling.n):
+                stop = text.StopStrings(sampling.stop) if sampling.stop else None
+                sequence = self._sequence(prompt, choice, origin, sampling, stop)
+                sequence.index = len(sequences)
+                sequences.append(sequence)
+                stops.append(stop)
+        answer = Answer(
+            reply=reply, form=work.form, sequences=sequences, stops=stops,
+            stream=sampling.stream, n=sampling.n, max_tokens=sampling.max_tokens,
+        )  # fmt: skip
+        self._account(reply, answer, work)
+        failure = self.faults.take("die-mid-stream")
+        if failure is not None:
+            answer.breaks_after = failure.chunks
+        if sampling.stream:
+            reply.start(server.EVENTS)
+            reply.flush()
+        self.engine.submit(sequences)
+
+    def _sequence(
+        self,
+        prompt: "array[int]",
+        choice: int,
+        origin: kvcache.Origin,
+        sampling: bodies.Sampling,
+        stop: text.StopStrings | None,
+    ) -> batch.Sequence:
+        seed = xxh3_64_intdigest(memoryview(prompt).cast("B"), origin.seed ^ (self.settings.seed * 1_000_003 + choice))
+        room = self.settings.context_length - len(prompt)
+        length = None
+        if sampling.max_tokens is None and not sampling.ignore_eos:
+            length = text.natural_length(seed, self.settings.answer_tokens)
+        ends: Callable[[batch.Sequence], bool] | None = None
+        if length is not None or stop is not None or sampling.stop_token_ids:
+            ends = _Ends(stop, sampling.stop_token_ids)
+        return batch.Sequence(
+            tokens=array("I", prompt),
+            max_tokens=room if sampling.max_tokens is None else sampling.max_tokens,
+            draw=text.Voice(seed, length),
+            origin=origin,
+            ends=ends,
+        )
+
+    def _account(self, reply: server.Reply, answer: Answer, work: Work) -> None:
+        request = reply.request
+        entry = self.ledger.open(
+            request_id=work.request_id,
+            client_request_id=request.headers.get("x-request-id"),
+            path=request.path,
+            model=work.model,
+            stream=work.sampling.stream,
+            now=self.clock(),
+        )
+
+        def ended(*, gone: bool) -> None:
+            unfinished = [sequence for sequence in answer.sequences if sequence.finish is None]
+            self.engine.abort(unfinished)
+            entry.status = reply.status
+            entry.prompt_tokens = answer.prompt_tokens
+            entry.cached_tokens = answer.cached_tokens
+            entry.generated_tokens = answer.generated_tokens
+            if answer.broken:
+                end = "failed:die-mid-stream"
+            elif gone:
+                end = "abort"
+            else:
+                end = answer.sequences[0].finish or "abort"
+            self.ledger.close(entry, end, self.clock())
+
+        reply.gone = lambda: ended(gone=True)
+        reply.complete = lambda: ended(gone=False)
+
+
+class _Ends:
+    """Whether a sequence's last token ends it: the end mark, a stop token, a stop string."""
+
+    __slots__ = ("_ids", "_stop")
+
+    def __init__(self, stop: text.StopStrings | None, ids: frozenset[int]) -> None:
+        self._stop = stop
+        self._ids = ids
+
+    def __call__(self, sequence: batch.Sequence) -> bool:
+        token = sequence.tokens[-1]
+        if token == tokenizer.END:
+            return True
+        if token in self._ids:
+            sequence.stop_reason = token
+            return True
+        if self._stop is not None and self._stop.add(token):
+            sequence.stop_reason = self._stop.found
+            return True
+        return False
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int
+
+
+def _ids(given: object) -> "array[int]":
+    if not isinstance(given, list) or not given or not all(map(_is_token, given)):
+        raise errors.invalid("string_type", "body.prompt", "Input should be a valid string", given)
+    try:
+        tokens = array("I", given)
+    except OverflowError:
+        tokens = None
+    if tokens is None or max(tokens) >= tokenizer.VOCABULARY:
+        raise errors.ApiError(400, f"Token id {max(given)} is out of vocabulary", param="prompt")
+    return tokens
