@@ -3,13 +3,17 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What Envoy loads besides itself; `matrixinfer up` looks here.
+MODULES := $(VENV)/lib/matrixinfer
+MODULE := $(MODULES)/libstream_error.so
+READY := $(STAMP) $(MODULE)
 
 .PHONY: run test check bench fmt generate lock test-engines clean
 
-run: $(STAMP)
+run: $(READY)
 	$(BIN)/matrixinfer up examples/quickstart $(ARGS)
 
-test: $(STAMP)
+test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)
@@ -18,7 +22,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)
+bench: $(READY)
 	$(BIN)/python -m bench $(ARGS)
 
 fmt: $(STAMP)
@@ -34,6 +38,7 @@ lock: $(STAMP)
 	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip compile -q --python-version 3.11 --universal --generate-hashes --no-emit-index-url --no-header --extra local --extra dev pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile -q --python-version 3.11 --universal --generate-hashes --no-emit-index-url --no-header -c requirements-dev.lock pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group compiler -o requirements-compiler.lock
 
 # Installs the real vLLM on CPU beside the project (several GB) and runs the contract tests against it.
 test-engines: $(STAMP)
@@ -49,3 +54,10 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
+
+CFLAGS := -std=c11 -Wall -Wextra -O2 -shared -fPIC
+$(MODULES)/lib%.so: envoy/modules/%.c | $(STAMP)
+	@mkdir -p $(MODULES)
+	@if command -v cc >/dev/null; then set -x; cc $(CFLAGS) -o $@ $<; else set -x; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-compiler.lock && \
+	  $(BIN)/python -m ziglang cc $(CFLAGS) -o $@ $<; fi
