@@ -1,0 +1,172 @@
+"""What the gateway costs: Envoy alone and Envoy with the picker, alternating in one run.
+
+CPU per request is that of the whole process over the round, idle work included. Figures of the rounds are medians.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from matrixinfer.local.stack import Stack, StackConfig
+
+from bench import load, plain_envoy, processes, table
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
+
+PATH = "/v1/chat/completions"
+PORT = 8000
+SHORT_CHARS, LONG_CHARS, SHARED_CHARS = 800, 40_000, 38_000  # 200 tokens; 10k tokens of which 9.5k are shared
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kind of load."""
+
+    name: str
+    source: load.RequestSource
+    rate: float | None = None  # requests a second, open loop; None: 16 clients in closed loop
+    seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round of one case showed."""
+
+    samples: list[load.Sample]
+    envoy_us: float  # CPU per request
+    picker_us: float
+
+
+def body(number: int, *, chars: int, shared: int = 0, stream: bool = False) -> bytes:
+    """Return a chat request of `chars` characters, the first `shared` the same for one of eight groups."""
+    head = f"group {number % 8} " + "shared words of a long document " * (shared // 32)
+    text = (head[:shared] if shared else "") + f"request {number} " + "words of its own " * (chars // 17 + 1)
+    streamed = '"stream":true,' if stream else ""
+    content = f'{{"model":"demo",{streamed}"messages":[{{"role":"user","content":"{text[:chars]}"}}]}}'
+    return load.post("gateway", PATH, content.encode())
+
+
+CASES = (
+    Case("200 tokens, 16 clients", lambda n: body(n, chars=SHORT_CHARS)),
+    Case("200 tokens, 300/s", lambda n: body(n, chars=SHORT_CHARS), rate=300),
+    Case("100 chunks, 100/s", lambda n: body(n, chars=SHORT_CHARS, stream=True), rate=100),
+    Case("10k tokens, 50/s", lambda n: body(n, chars=LONG_CHARS, shared=SHARED_CHARS), rate=50),
+)
+
+
+@contextmanager
+def stub_engines(hosts: list[str]) -> Iterator[int]:
+    """Run stub engines on `hosts`; gives their process id."""
+    command = [sys.executable, "-m", "bench.stub", "--port", str(PORT)]
+    for host in hosts:
+        command += ["--host", host]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+    process.stdout.readline()
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+@asynccontextmanager
+async def gateway(hosts: list[str]) -> AsyncIterator[Stack]:
+    """Run the stack before engines on `hosts`."""
+    config = StackConfig(engines=tuple(f"http://{host}:{PORT}" for host in hosts), port=0, admin_port=0, metrics_port=0)
+    async with Stack(config) as stack:
+        await stack.wait_ready()
+        yield stack
+
+
+async def run_round(url: str, case: Case, envoy: int, picker: int | None) -> Round:
+    """Measure one round of `case`."""
+
+    def cpu() -> tuple[float, float]:
+        return processes.cpu_s(envoy), processes.cpu_s(picker) if picker else 0.0
+
+    before = cpu()
+    if case.rate is None:
+        samples = await load.closed(url, case.source, clients=16, seconds=case.seconds)
+    else:
+        samples = await load.open_loop(url, case.source, rate=case.rate, seconds=case.seconds)
+    after = cpu()
+    each = 1e6 / max(1, len(samples))
+    return Round(samples, (after[0] - before[0]) * each, (after[1] - before[1]) * each)
+
+
+async def requests(folder: Path, *, rounds: int) -> None:
+    """Print the table of CPU and latency per case."""
+    hosts = [f"127.9.0.{n}" for n in range(1, 5)]
+    plain_url = "http://127.0.0.1:18089"
+    with stub_engines(hosts), plain_envoy.running(18089, [(host, PORT) for host in hosts], folder) as plain:
+        async with gateway(hosts) as stack:
+            rows = []
+            for case in CASES:
+                alone, ours = [], []
+                for _ in range(rounds):
+                    alone.append(await run_round(plain_url, case, plain, None))
+                    ours.append(await run_round(stack.url, case, stack.envoy_pid, stack.picker_pid))
+                rows += [_row(case, "Envoy alone", alone), _row(case, "Envoy + picker", ours)]
+            head = ("case", "", "req/s", "Envoy us", "picker us", "p50 ms", "p99 ms", "not 200")
+            table.show("CPU per request and latency (first byte of the body)", head, rows)
+
+
+def _row(case: Case, what: str, rounds: list[Round]) -> tuple[str, ...]:
+    def middle(value: Callable[[Round], float]) -> float:
+        return statistics.median(value(each) for each in rounds)
+
+    def first_ms(share: float) -> float:
+        return middle(lambda each: load.percentile([sample.first_s for sample in each.samples], share) * 1e3)
+
+    failed = Counter(sample.status for each in rounds for sample in each.samples if sample.status != 200)
+    return (
+        case.name,
+        what,
+        f"{middle(lambda each: len(each.samples) / case.seconds):.0f}",
+        f"{middle(lambda each: each.envoy_us):.0f}",
+        f"{middle(lambda each: each.picker_us):.0f}",
+        f"{first_ms(0.5):.2f}",
+        f"{first_ms(0.99):.2f}",
+        str(dict(failed)) if failed else "0",
+    )
+
+
+async def idle(*, seconds: float) -> None:
+    """Print what the picker and Envoy burn with nothing to do."""
+    rows = []
+    for count in (4, 100):
+        hosts = [f"127.9.1.{n}" for n in range(1, count + 1)]
+        with stub_engines(hosts):
+            async with gateway(hosts) as stack:
+                await asyncio.sleep(5)  # the first scrapes and health checks are over
+                start, before = time.perf_counter(), _both(stack)
+                await asyncio.sleep(seconds)
+                wall, after = time.perf_counter() - start, _both(stack)
+                cores = [(b - a) / wall for a, b in zip(before, after, strict=True)]
+                memory = f"{processes.rss_mib(stack.picker_pid):.0f}"
+                rows.append((str(count), f"{cores[1]:.3f}", f"{cores[0]:.3f}", memory))
+    table.show("Idle", ("endpoints", "picker cores", "Envoy cores", "picker MiB"), rows)
+
+
+def _both(stack: Stack) -> tuple[float, float]:
+    return processes.cpu_s(stack.envoy_pid), processes.cpu_s(stack.picker_pid)
+
+
+def run(measure: Callable[[], Awaitable[None]]) -> None:
+    """Run one measurement on its own loop."""
+
+    async def main() -> None:
+        await measure()
+
+    asyncio.run(main())
