@@ -1,0 +1,77 @@
+"""`networking.matrixinfer.ai/v1alpha1`: ModelServer (engines that serve one model) and ModelRoute (which model goes where).
+
+The one source for these kinds: the CRDs, the checks of webhook, command line and directories, and the reference page are
+generated from the fields, bounds, defaults and `RULES` here. Every list has a bound, so that a rule's cost has one, too.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from matrixinfer.api import kinds
+from matrixinfer.api.networking.model_route import (
+    DEFAULT_WEIGHT,
+    BodyMatch,
+    GlobalRateLimit,
+    ModelMatch,
+    ModelRoute,
+    ModelRouteSpec,
+    ModelRouteStatus,
+    ParentReference,
+    RateLimit,
+    Redis,
+    RouteRule,
+    StringMatch,
+    TargetModel,
+)
+from matrixinfer.api.networking.model_server import (
+    KVConnector,
+    ModelServer,
+    ModelServerSpec,
+    ModelServerStatus,
+    PDGroup,
+    Retry,
+    TrafficPolicy,
+    WorkloadPort,
+    WorkloadSelector,
+    port_number,
+)
+
+__all__ = [
+    "ACCEPTED",
+    "API_VERSION",
+    "DEFAULT_WEIGHT",
+    "PROGRAMMED",
+    "READY",
+    "RESOLVED_REFS",
+    "BodyMatch",
+    "GlobalRateLimit",
+    "KVConnector",
+    "ModelMatch",
+    "ModelRoute",
+    "ModelRouteSpec",
+    "ModelRouteStatus",
+    "ModelServer",
+    "ModelServerSpec",
+    "ModelServerStatus",
+    "PDGroup",
+    "ParentReference",
+    "RateLimit",
+    "Redis",
+    "Retry",
+    "RouteRule",
+    "StringMatch",
+    "TargetModel",
+    "TrafficPolicy",
+    "WorkloadPort",
+    "WorkloadSelector",
+    "port_number",
+]
+
+API_VERSION: Final = kinds.MODEL_SERVER.api_version
+
+# Condition types of both kinds.
+ACCEPTED: Final = "Accepted"  # the object is valid and in use
+RESOLVED_REFS: Final = "ResolvedRefs"  # everything that it names exists
+PROGRAMMED: Final = "Programmed"  # Envoy has taken the configuration made of it
+READY: Final = "Ready"  # requests can be answered

@@ -1,0 +1,456 @@
+r"""The syntax of RE2: text of an expression to a tree of `Node`s, or a PatternError that says what is not accepted.
+
+Follows Go's regexp/syntax with Perl classes, which RE2 itself and so Envoy share. Groups capture nothing here: only
+whether an expression occurs is ever asked. Unicode script classes (`\p{Greek}`) are refused for want of a table.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+Accepts = Callable[[str], bool]
+
+_MAX_NESTING: Final = 100
+_MAX_REPEAT: Final = 1000
+_MAX_CODE_POINT: Final = 0x10FFFF
+_MAX_LENGTH: Final = 4096
+
+
+class PatternError(ValueError):
+    """An expression that RE2 does not accept; the message says what to change."""
+
+
+class Assertions(Enum):
+    """Conditions on the two characters around a place; "" stands for either end of the text."""
+
+    TEXT_START = "\\A"
+    TEXT_END = "\\z"
+    LINE_START = "(?m)^"
+    LINE_END = "(?m)$"
+    WORD_EDGE = "\\b"
+    NO_WORD_EDGE = "\\B"
+
+    def holds(self, before: str, after: str) -> bool:
+        """Tell whether a place between `before` and `after` fulfils it."""
+        match self:
+            case Assertions.TEXT_START:
+                return not before
+            case Assertions.TEXT_END:
+                return not after
+            case Assertions.LINE_START:
+                return before in {"", "\n"}
+            case Assertions.LINE_END:
+                return after in {"", "\n"}
+            case Assertions.WORD_EDGE:
+                return is_word(before) != is_word(after)
+            case Assertions.NO_WORD_EDGE:
+                return is_word(before) == is_word(after)
+
+
+@dataclass(frozen=True, slots=True)
+class Chars:
+    """One character that `accepts` accepts."""
+
+    accepts: Accepts
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    """Nothing, where the assertion holds."""
+
+    kind: Assertions
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenation:
+    """One part after the other."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Alternation:
+    """Any one of the branches."""
+
+    branches: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """`least` to `most` times; None is without end."""
+
+    part: Node
+    least: int
+    most: int | None
+
+
+Node = Chars | Assertion | Concatenation | Alternation | Repeat
+
+
+def is_word(char: str) -> bool:
+    r"""Tell whether `char` belongs to \w, which is ASCII only."""
+    return char.isascii() and (char.isalnum() or char == "_")
+
+
+def parse(text: str) -> Node:
+    """Give the tree of the expression. Raises PatternError."""
+    if len(text) > _MAX_LENGTH:
+        raise PatternError(f"is longer than {_MAX_LENGTH} characters")
+    return _Parser(text).parse()
+
+
+@dataclass(frozen=True, slots=True)
+class _Flags:
+    """What (?i), (?m) and (?s) have switched on."""
+
+    fold: bool = False
+    lines: bool = False
+    dot_all: bool = False
+
+
+def _among(*ranges: tuple[str, str]) -> Accepts:
+    return lambda char: any(low <= char <= high for low, high in ranges)
+
+
+def _negated(accepts: Accepts) -> Accepts:
+    return lambda char: not accepts(char)
+
+
+def _folded(accepts: Accepts) -> Accepts:
+    return lambda char: accepts(char) or accepts(char.lower()) or accepts(char.upper())
+
+
+_PERL: Final[dict[str, Accepts]] = {
+    "d": _among(("0", "9")),
+    "s": lambda char: char in "\t\n\f\r ",
+    "w": is_word,
+}
+_POSIX: Final[dict[str, Accepts]] = {
+    "alnum": _among(("0", "9"), ("A", "Z"), ("a", "z")),
+    "alpha": _among(("A", "Z"), ("a", "z")),
+    "ascii": str.isascii,
+    "blank": lambda char: char in "\t ",
+    "cntrl": _among(("\0", "\x1f"), ("\x7f", "\x7f")),
+    "digit": _among(("0", "9")),
+    "graph": _among(("!", "~")),
+    "lower": _among(("a", "z")),
+    "print": _among((" ", "~")),
+    "punct": _among(("!", "/"), (":", "@"), ("[", "`"), ("{", "~")),
+    "space": lambda char: char in "\t\n\v\f\r ",
+    "upper": _among(("A", "Z")),
+    "word": is_word,
+    "xdigit": _among(("0", "9"), ("A", "F"), ("a", "f")),
+}
+_CONTROL: Final = {"a": "\a", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+_CATEGORIES: Final = {
+    major + minor
+    for major, minors in {
+        "C": "cfos",
+        "L": "lmotu",
+        "M": "cen",
+        "N": "dlo",
+        "P": "cdefios",
+        "S": "ckmo",
+        "Z": "lps",
+    }.items()
+    for minor in ("", *minors)
+}
+_FOREIGN_GROUPS: Final = (
+    ("?=", "lookahead (?=...)"),
+    ("?!", "lookahead (?!...)"),
+    ("?<=", "lookbehind (?<=...)"),
+    ("?<!", "lookbehind (?<!...)"),
+    ("?P=", "the backreference (?P=name)"),
+    ("?>", "an atomic group (?>...)"),
+    ("?#", "a comment (?#...)"),
+    ("?(", "a conditional (?(...)...)"),
+)
+
+
+class _Parser:
+    """Recursive descent over the text; `at` is the next character."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.names: set[str] = set()
+
+    def parse(self) -> Node:
+        tree = self.alternation(_Flags(), 0)
+        if self.at < len(self.text):
+            raise self.error("has a ')' without its '('")
+        return tree
+
+    def error(self, problem: str) -> PatternError:
+        return PatternError(f"{problem} (at character {self.at + 1})")
+
+    def peek(self, prefix: str) -> bool:
+        return self.text.startswith(prefix, self.at)
+
+    def take(self, prefix: str) -> bool:
+        if self.peek(prefix):
+            self.at += len(prefix)
+            return True
+        return False
+
+    def next(self, missing: str) -> str:
+        if self.at >= len(self.text):
+            raise self.error(missing)
+        self.at += 1
+        return self.text[self.at - 1]
+
+    def alternation(self, flags: _Flags, nesting: int) -> Node:
+        if nesting > _MAX_NESTING:
+            raise self.error(f"nests groups deeper than {_MAX_NESTING}")
+        branches: list[Node] = []
+        parts: list[Node] = []
+        while self.at < len(self.text) and not self.peek(")"):
+            if self.take("|"):
+                branches.append(Concatenation(tuple(parts)))
+                parts = []
+            elif self.take("(?") and (changed := self.flags_only(flags)) is not None:
+                flags = changed
+            elif self.take("\\Q"):
+                end = self.text.find("\\E", self.at)
+                literal = self.text[self.at : end] if end >= 0 else self.text[self.at :]
+                self.at += len(literal) + (2 if end >= 0 else 0)
+                parts.extend(_literal(char, flags) for char in literal)
+                if parts and literal:
+                    parts[-1] = self.repeated(parts[-1])
+            else:
+                parts.append(self.repeated(self.atom(flags, nesting)))
+        branches.append(Concatenation(tuple(parts)))
+        return branches[0] if len(branches) == 1 else Alternation(tuple(branches))
+
+    def flags_only(self, flags: _Flags) -> _Flags | None:
+        """Read `(?flags)`, whose opening has been taken; None, and the opening given back, if it is something else."""
+        start = self.at
+        changed = self.flags(flags)
+        if changed is not None and self.take(")"):
+            return changed
+        self.at = start - 2
+        return None
+
+    def flags(self, flags: _Flags) -> _Flags | None:
+        """Read the letters of `(?im-s`; None if there are none, or others."""
+        fields = {"i": "fold", "m": "lines", "s": "dot_all"}
+        start, value = self.at, True
+        while self.at < len(self.text):
+            letter = self.text[self.at]
+            if letter in fields:
+                flags = replace(flags, **{fields[letter]: value})
+            elif letter == "-" and value:
+                value = False
+            elif letter != "U":  # ungreedy: which match, not whether
+                break
+            self.at += 1
+        return flags if self.at > start and self.text[self.at - 1] != "-" else None
+
+    def group(self, flags: _Flags, nesting: int) -> Node:
+        """Read a group, whose `(` has been taken."""
+        for opening, what in _FOREIGN_GROUPS:
+            if self.peek(opening):
+                raise self.error(f"uses {what}, which RE2 does not have: rewrite it without")
+        if self.take("?P<") or self.take("?<"):
+            self.name()
+        elif self.take("?"):
+            changed = flags if self.peek(":") else self.flags(flags)
+            if changed is None or not self.take(":"):
+                raise self.error("has an unknown kind of group after '(?'")
+            flags = changed
+        inner = self.alternation(flags, nesting + 1)
+        if not self.take(")"):
+            raise self.error("has a '(' without its ')'")
+        return inner
+
+    def name(self) -> None:
+        end = self.text.find(">", self.at)
+        name = self.text[self.at : end] if end >= 0 else ""
+        if not name or not all(is_word(char) for char in name):
+            raise self.error("has a group without a proper name: write (?P<name>...) with letters, digits and '_'")
+        if name in self.names:
+            raise self.error(f"names two groups {name!r}")
+        self.names.add(name)
+        self.at = end + 1
+
+    def repeated(self, node: Node) -> Node:
+        """Read the repetition after `node`, if there is one."""
+        counts = self.repetition()
+        if counts is None:
+            return node
+        least, most = counts
+        if (most is not None and most < least) or max(least, most or 0) > _MAX_REPEAT:
+            raise self.error(f"has a repetition that RE2 refuses: counts go from low to high, up to {_MAX_REPEAT}")
+        self.take("?")
+        if self.repetition() is not None:
+            raise self.error("repeats a repetition ('**', 'a++'): put the inner one in a group")
+        return Repeat(node, least, most)
+
+    def repetition(self) -> tuple[int, int | None] | None:
+        if self.take("*"):
+            return 0, None
+        if self.take("+"):
+            return 1, None
+        if self.take("?"):
+            return 0, 1
+        return self.counted() if self.peek("{") else None
+
+    def counted(self) -> tuple[int, int | None] | None:
+        """Read `{n}`, `{n,}` or `{n,m}`; anything else is a literal brace."""
+        end = self.text.find("}", self.at)
+        low, comma, high = self.text[self.at + 1 : end].partition(",") if end >= 0 else ("", "", "")
+        if not _digits(low) or (high and not _digits(high)):
+            return None
+        self.at = end + 1
+        return int(low), (int(high) if high else None if comma else int(low))
+
+    def atom(self, flags: _Flags, nesting: int) -> Node:
+        char = self.next("is incomplete")
+        node: Node
+        match char:
+            case "(":
+                node = self.group(flags, nesting)
+            case "[":
+                node = Chars(self.character_class(flags))
+            case ".":
+                node = Chars((lambda _: True) if flags.dot_all else (lambda char: char != "\n"))
+            case "^":
+                node = Assertion(Assertions.LINE_START if flags.lines else Assertions.TEXT_START)
+            case "$":
+                node = Assertion(Assertions.LINE_END if flags.lines else Assertions.TEXT_END)
+            case "\\":
+                node = self.escape(flags)
+            case "*" | "+" | "?":
+                self.at -= 1
+                raise self.error(f"has nothing to repeat before {char!r}: write \\{char} for the character itself")
+            case _:
+                node = _literal(char, flags)
+        return node
+
+    def escape(self, flags: _Flags) -> Node:
+        for letter, kind in (
+            ("A", Assertions.TEXT_START),
+            ("z", Assertions.TEXT_END),
+            ("b", Assertions.WORD_EDGE),
+            ("B", Assertions.NO_WORD_EDGE),
+        ):
+            if self.take(letter):
+                return Assertion(kind)
+        accepts = self.class_escape()
+        if accepts is not None:
+            return Chars(_folded(accepts) if flags.fold else accepts)
+        return _literal(self.character_escape(), flags)
+
+    def class_escape(self) -> Accepts | None:
+        r"""Read \d, \S, \pL, \p{Lu} after the backslash; None if it is something else."""
+        for letter, accepts in _PERL.items():
+            if self.take(letter):
+                return accepts
+            if self.take(letter.upper()):
+                return _negated(accepts)
+        if not (self.peek("p") or self.peek("P")):
+            return None
+        negate = self.next("") == "P"
+        name = self.next("ends in an unfinished \\p")
+        if name == "{":
+            end = self.text.find("}", self.at)
+            name = self.text[self.at : end] if end >= 0 else ""
+            self.at = end + 1 if end >= 0 else self.at
+        if name.startswith("^"):
+            negate, name = not negate, name[1:]
+        if name == "Any":
+            accepts = _among(("\0", chr(_MAX_CODE_POINT)))
+        elif name in _CATEGORIES:
+            category = name
+            accepts = lambda char: unicodedata.category(char).startswith(category)  # noqa: E731 - as its siblings
+        else:
+            raise self.error(f"has the Unicode class {name!r}; general categories (L, Lu, Nd, ...) and Any are known")
+        return _negated(accepts) if negate else accepts
+
+    def character_escape(self) -> str:
+        char = self.next("ends in a lone backslash")
+        if char in _CONTROL:
+            return _CONTROL[char]
+        if char in "1234567" and not (self.at < len(self.text) and self.text[self.at] in "01234567"):
+            raise self.error(f"uses the backreference \\{char}, which RE2 does not have: rewrite it without")
+        if char in "01234567":
+            while len(char) < 3 and self.at < len(self.text) and self.text[self.at] in "01234567":  # noqa: PLR2004
+                char += self.next("")
+            return chr(int(char, 8))
+        if char == "x":
+            return self.hexadecimal()
+        if char.isascii() and not char.isalnum():
+            return char
+        raise self.error(f"has the escape \\{char}, which RE2 does not have")
+
+    def hexadecimal(self) -> str:
+        if self.take("{"):
+            end = self.text.find("}", self.at)
+            digits = self.text[self.at : end] if end >= 0 else ""
+            self.at = end + 1 if end >= 0 else self.at
+        else:
+            digits = self.text[self.at : self.at + 2]
+            digits = digits if len(digits) == 2 else ""  # noqa: PLR2004 - \xHH
+            self.at += len(digits)
+        if not digits or not all(digit in "0123456789abcdefABCDEF" for digit in digits) or len(digits) > 8:  # noqa: PLR2004
+            raise self.error("has an escape \\x that is neither \\xHH nor \\x{H...}")
+        if int(digits, 16) > _MAX_CODE_POINT:
+            raise self.error("has an escape \\x beyond the last Unicode character")
+        return chr(int(digits, 16))
+
+    def character_class(self, flags: _Flags) -> Accepts:
+        """Read a class, whose `[` has been taken."""
+        negate = self.take("^")
+        members: list[Accepts] = []
+        first = True
+        while first or not self.peek("]"):
+            first = False
+            members.append(self.class_member())
+        self.take("]")
+        accepts: Accepts = lambda char: any(member(char) for member in members)  # noqa: E731 - as its siblings
+        if flags.fold:
+            accepts = _folded(accepts)
+        return _negated(accepts) if negate else accepts
+
+    def class_member(self) -> Accepts:
+        unfinished = "has a '[' without its ']'"
+        if self.take("[:"):
+            end = self.text.find(":]", self.at)
+            name = self.text[self.at : end] if end >= 0 else ""
+            negate = name.startswith("^")
+            accepts = _POSIX.get(name.removeprefix("^"))
+            if accepts is None:
+                raise self.error(f"has the class [:{name}:]; known are {', '.join(_POSIX)}")
+            self.at = end + 2
+            return _negated(accepts) if negate else accepts
+        if self.take("\\"):
+            accepts = self.class_escape()
+            if accepts is not None:
+                return accepts
+            self.at -= 1
+        low = self.class_character(unfinished)
+        if not self.peek("-") or self.text[self.at + 1 : self.at + 2] in {"]", ""}:
+            return _among((low, low))
+        self.take("-")
+        high = self.class_character(unfinished)
+        if high < low:
+            raise self.error(f"has the range {low}-{high}, which runs backwards")
+        return _among((low, high))
+
+    def class_character(self, unfinished: str) -> str:
+        return self.character_escape() if self.take("\\") else self.next(unfinished)
+
+
+def _digits(text: str) -> bool:
+    return text.isascii() and text.isdigit() and (text == "0" or text[0] != "0")
+
+
+def _literal(char: str, flags: _Flags) -> Node:
+    if not flags.fold or char.lower() == char.upper():
+        return Chars(lambda other: other == char)
+    variants = frozenset((char, char.lower(), char.upper()))
+    return Chars(lambda other: other in variants or other.lower() in variants)

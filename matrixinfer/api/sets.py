@@ -1,0 +1,215 @@
+"""Checks of manifests that belong together: what one object says of another, and what two say of the same thing.
+
+Objects that exist elsewhere are out of sight here, so most findings are warnings; a controller says the last word in the
+object's conditions. An object with mistakes of its own still counts as existing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final
+
+from matrixinfer.api import core, kinds
+from matrixinfer.api.networking import ModelRoute, ModelServer
+from matrixinfer.api.validation import Problem, kind_of, validate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from matrixinfer.api.kinds import Kind
+    from matrixinfer.api.networking import ParentReference
+    from matrixinfer.api.shape import Loc
+    from matrixinfer.api.validation import Severity
+
+DEFAULT_NAMESPACE: Final = "default"
+
+Parent = tuple[str, str, str, str]  # group, kind, namespace, name
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A problem of one manifest of a set."""
+
+    index: int  # position in the sequence that was checked
+    subject: str  # "ModelRoute default/demo", as far as the manifest says
+    problem: Problem
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.problem}"
+
+
+@dataclass(slots=True)
+class _World:
+    """The objects of a set by what they are; `names` holds unsound ones, too."""
+
+    names: dict[tuple[Kind, str, str], int] = field(default_factory=dict)
+    parents: set[Parent] = field(default_factory=set)
+    servers: list[tuple[int, ModelServer]] = field(default_factory=list)
+    routes: list[tuple[int, ModelRoute]] = field(default_factory=list)
+    pods: list[core.Pod] = field(default_factory=list)
+
+
+def validate_set(manifests: Sequence[object]) -> list[Finding]:
+    """Check each manifest by itself and all of them together; in the order of the manifests."""
+    world = _World()
+    found: list[tuple[int, Problem]] = []
+    for index, manifest in enumerate(manifests):
+        problems = validate(manifest)
+        found.extend((index, problem) for problem in problems)
+        if isinstance(manifest, dict):
+            found.extend(_enter(world, index, manifest, sound=not problems))
+    found.extend(_unselected(world))
+    found.extend(_dangling(world))
+    found.extend(_shadowed(world))
+    return [
+        Finding(index, _subject(manifests[index]), problem)
+        for index, problem in sorted(found, key=lambda pair: pair[0])
+    ]
+
+
+def _enter(world: _World, index: int, manifest: dict[str, Any], *, sound: bool) -> Iterator[tuple[int, Problem]]:
+    """Add a manifest to the world; a name that is taken is a problem."""
+    kind = kind_of(manifest)
+    namespace, name = _name(manifest)
+    if not name:
+        return
+    if kind is None:
+        group = str(manifest.get("apiVersion")).rpartition("/")[0]
+        world.parents.add((group, str(manifest.get("kind")), namespace, name))
+        return
+    key = (kind, namespace if kind.namespaced else "", name)
+    if key in world.names:
+        yield (
+            index,
+            _problem(("metadata", "name"), f"{_subject(manifest)} is defined before: remove or rename one", "error"),
+        )
+        return
+    world.names[key] = index
+    if not sound:
+        return
+    named = manifest | {"metadata": manifest["metadata"] | {"namespace": namespace}}
+    if kind == kinds.MODEL_SERVER:
+        world.servers.append((index, ModelServer.model_validate(named)))
+    elif kind == kinds.MODEL_ROUTE:
+        world.routes.append((index, ModelRoute.model_validate(named)))
+    elif kind == kinds.POD:
+        world.pods.append(core.Pod.model_validate(named))
+
+
+def _unselected(world: _World) -> Iterator[tuple[int, Problem]]:
+    for index, server in world.servers:
+        if not any(server.selects(pod) for pod in world.pods):
+            yield (
+                index,
+                _problem(
+                    ("spec", "workloadSelector", "matchLabels"),
+                    f"no Pod here in namespace {server.metadata.namespace} carries these labels",
+                ),
+            )
+
+
+def _dangling(world: _World) -> Iterator[tuple[int, Problem]]:
+    for index, route in world.routes:
+        namespace = route.metadata.namespace
+        for i, rule in enumerate(route.spec.rules):
+            for j, target in enumerate(rule.target_models):
+                loc: Loc = ("spec", "rules", i, "targetModels", j)
+                server, provider = target.model_server_name, target.external_model_provider_name
+                if server is not None and (kinds.MODEL_SERVER, namespace, server) not in world.names:
+                    yield index, _problem((*loc, "modelServerName"), _no_server(world, namespace, server), "error")
+                if provider is not None:
+                    text = (
+                        f"no ExternalModelProvider {provider!r} in namespace {namespace}: the target gets no requests"
+                    )
+                    yield index, _problem((*loc, "externalModelProviderName"), text)
+        for i, parent in enumerate(route.spec.parent_refs):
+            if _parent(parent, namespace) not in world.parents:
+                named = f"{parent.kind} {parent.namespace or namespace}/{parent.name}"
+                yield (
+                    index,
+                    _problem(("spec", "parentRefs", i), f"no {named} here: only that Gateway would serve the route"),
+                )
+
+
+def _no_server(world: _World, namespace: str, name: str) -> str:
+    servers = [(place, known) for kind, place, known in world.names if kind == kinds.MODEL_SERVER]
+    elsewhere = sorted(other for other, known in servers if known == name)
+    if elsewhere:
+        return (
+            f"no ModelServer {name!r} in namespace {namespace}; there is one in {elsewhere[0]}, but a route reaches only "
+            "its own namespace"
+        )
+    similar = get_close_matches(name, [known for other, known in servers if other == namespace], n=1)
+    return f"no ModelServer {name!r} in namespace {namespace}" + (f"; did you mean {similar[0]}?" if similar else "")
+
+
+def _shadowed(world: _World) -> Iterator[tuple[int, Problem]]:
+    """Say where two routes are for the same name, and share a gateway."""
+    taken: dict[str, list[ModelRoute]] = {}
+    for index, route in sorted(world.routes, key=_age):
+        for loc, name in _served(route):
+            for other in taken.setdefault(name, []):
+                if _meet(route, other):
+                    yield (
+                        index,
+                        _problem(
+                            loc,
+                            f"{name!r} is served by ModelRoute {other.metadata.namespace}/{other.metadata.name}, too: of two "
+                            "routes that match a request the older one decides, then the first by namespace and name",
+                        ),
+                    )
+                    break
+            taken[name].append(route)
+
+
+def _served(route: ModelRoute) -> Iterator[tuple[Loc, str]]:
+    if route.spec.model_name:
+        yield ("spec", "modelName"), route.spec.model_name
+    for i, adapter in enumerate(route.spec.lora_adapters):
+        if adapter != route.spec.model_name:
+            yield ("spec", "loraAdapters", i), adapter
+
+
+def _age(entry: tuple[int, ModelRoute]) -> tuple[str, str, str]:
+    metadata = entry[1].metadata
+    return metadata.creation_timestamp or "9", metadata.namespace, metadata.name  # without a date: made now
+
+
+def _meet(one: ModelRoute, other: ModelRoute) -> bool:
+    """Tell whether a gateway may serve both routes; a route without parents is served by its namespace's."""
+    if not one.spec.parent_refs or not other.spec.parent_refs:
+        return True
+    mine, theirs = (
+        {_parent(parent, route.metadata.namespace) for parent in route.spec.parent_refs} for route in (one, other)
+    )
+    return not mine.isdisjoint(theirs)
+
+
+def _parent(reference: ParentReference, namespace: str) -> Parent:
+    return reference.group, reference.kind, reference.namespace or namespace, reference.name
+
+
+def _name(manifest: dict[str, Any]) -> tuple[str, str]:
+    """Give namespace and name; the name is "" if there is none."""
+    metadata = manifest.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+        return "", ""
+    namespace = metadata.get("namespace")
+    return namespace if isinstance(namespace, str) and namespace else DEFAULT_NAMESPACE, metadata["name"]
+
+
+def _subject(manifest: object) -> str:
+    if not isinstance(manifest, dict):
+        return "document"
+    kind = manifest.get("kind") if isinstance(manifest.get("kind"), str) else "object"
+    known = kind_of(manifest)
+    namespace, name = _name(manifest)
+    if not name:
+        return f"{kind} without a name"
+    return f"{kind} {namespace}/{name}" if known is None or known.namespaced else f"{kind} {name}"
+
+
+def _problem(loc: Loc, message: str, severity: Severity = "warning") -> Problem:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+    return Problem(path, message, severity, loc)
