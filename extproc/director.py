@@ -1,1 +1,289 @@
-"""One request, from bytes to a decision."""
+"""The director: one request's story, from bytes to a decision, and from Envoy's record to what is learned of it.
+
+It owns the order of the steps and the ring of recent decisions. Routes, pools, plugins and the index are others'; clock,
+chance and ticket numbers are arguments. Runs on the loop only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+
+from extproc import errors
+from extproc.requests import parse, paths, rewrite
+from extproc.scheduling.framework import Cycle
+from extproc.traffic import listing
+from extproc.traffic.ledger import Sent
+from extproc.traffic.routes import RouteTable
+from extproc.types import Decision, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from extproc.kvcache.index import PrefixIndex
+    from extproc.scheduling.endpoints import EndpointTable
+    from extproc.scheduling.framework import Draw
+    from extproc.scheduling.scheduler import Result, Scheduler, Trace
+    from extproc.tokens.text import PrefixBlocks
+    from extproc.traffic.ledger import Ledger, Settlement
+    from extproc.traffic.pools import Pools
+    from extproc.traffic.routes import Placement
+    from extproc.types import HttpRequest, InferenceRequest, Outcome
+
+_JSON: Final = (("content-type", "application/json"),)
+_SATURATED_RETRY_S: Final = 1  # load changes within a second
+_TRACE_EVERY_S: Final = 0.02  # at most 50 decisions a second keep their scores unasked: 0.2 % of a core
+_EXPLAINED: Final = 16  # candidates in a response header, whose size is bounded
+
+
+@dataclass(slots=True)
+class Record:
+    """A recent decision, and its end once that is known."""
+
+    sent: Sent
+    rule: str
+    trace: Trace | None
+    settlement: Settlement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the director reads; others write it."""
+
+    table: EndpointTable
+    pools: Pools
+    ledger: Ledger
+    index: PrefixIndex
+
+
+class Director:
+    """Decides and settles. `clock` gives monotonic seconds, `tickets` a new name at each call."""
+
+    def __init__(  # noqa: PLR0913 - time and chance are arguments
+        self,
+        world: World,
+        *,
+        scheduler: Scheduler,
+        blocks: PrefixBlocks,
+        clock: Callable[[], float],
+        draw: Draw,
+        tickets: Callable[[], str],
+        ask_usage: bool = True,
+        remembered: int = 512,
+    ) -> None:
+        """`ask_usage`: ask streams for usage; for gateways that hide it from the client. `remembered`: decisions kept."""
+        self.recent: OrderedDict[str, Record] = OrderedDict()  # by ticket, oldest first
+        self.routes = RouteTable()
+        self._world = world
+        self._scheduler = scheduler
+        self._blocks = blocks
+        self._clock = clock
+        self._draw = draw
+        self._tickets = tickets
+        self._ask_usage = ask_usage
+        self._remembered = remembered
+        self._listing = listing.listing(())
+        self._traced_at = -_TRACE_EVERY_S
+
+    def use_routes(self, routes: RouteTable) -> None:
+        """Serve by `routes` from now on."""
+        self.routes = routes
+        self._listing = listing.listing(routes.models())
+
+    def use_scheduler(self, scheduler: Scheduler, blocks: PrefixBlocks) -> None:
+        """Schedule with these from now on; the table and the index stay."""
+        self._scheduler = scheduler
+        self._blocks = blocks
+
+    def decide(self, http: HttpRequest) -> Decision | Reply:
+        """Say where the request goes. Raises Rejection."""
+        if http.method == "GET" and (listed := self._listed(http.path)) is not None:
+            return listed
+        request = parse.parse(http)
+        placement = self._placement(request)
+        chain = self._blocks.chain(request, placement.model)
+        rows = self._candidates(request, placement)
+        now = self._clock()
+        cycle = self._cycle(request, rows, chain, now)
+        result = self._schedule(cycle)
+        record = self._record(cycle, chain, placement, result)
+        body, usage = rewrite.rewritten(
+            request, model=placement.model if placement.model != request.model else None, usage=self._ask_usage
+        )
+        return Decision(
+            ticket=record.sent.ticket,
+            endpoints=result.addresses,
+            target=placement.server,
+            body=body,
+            usage=usage,
+            explanation=explanation(record) if request.explain else "",
+        )
+
+    def settle(self, outcome: Outcome) -> Settlement | None:
+        """Take the record of a request that ended: its one outcome, or None if it has been settled or is not ours."""
+        settlement = self._world.ledger.settle(outcome, self._clock())
+        if settlement is not None:
+            self._learn(settlement)
+            self._remember_end(settlement)
+        return settlement
+
+    def expire(self) -> list[Settlement]:
+        """Give up what can no longer be settled; to be called every few seconds."""
+        lost = self._world.ledger.expire(self._clock())
+        for settlement in lost:
+            self._remember_end(settlement)
+        return lost
+
+    def endpoint_left(self, row: int) -> None:
+        """Forget what the endpoint in `row` had: it is gone, or another engine runs in its place."""
+        self._world.ledger.release(row)
+        self._world.index.forget(row)
+
+    def endpoint_restarted(self, row: int) -> None:
+        """Forget what the endpoint in `row` held in its cache."""
+        self._world.index.forget(row)
+
+    # ---- the steps
+
+    def _listed(self, path: str) -> Reply | None:
+        path = path.partition("?")[0]
+        if path in paths.MODELS:
+            return Reply(200, self._listing, _JSON)
+        if not path.startswith(paths.MODEL):
+            return None
+        name = path.removeprefix(paths.MODEL)
+        for listed in self.routes.models():
+            if listed.name == name:
+                return Reply(200, msgspec.json.encode(listing.entry(listed)), _JSON)
+        raise errors.UnknownModel(
+            f"the model {parse.shown(name)} does not exist; GET /v1/models lists what is served", param="model"
+        )
+
+    def _placement(self, request: InferenceRequest) -> Placement:
+        pools = self._world.pools
+        if request.subset is None:
+            has_endpoints = pools.has_endpoints
+        else:
+            allowed = frozenset(request.subset)
+
+            def has_endpoints(server: str) -> bool:
+                return len(self._within(pools.ready(server), allowed)) > 0
+
+        return self.routes.resolve(request, draw=self._draw.random(), has_endpoints=has_endpoints)
+
+    def _candidates(self, request: InferenceRequest, placement: Placement) -> NDArray[np.intp]:
+        """Rows of the target's endpoints that are ready, in the gateway's subset, and have the adapter if some do."""
+        rows = self._world.pools.ready(placement.server)
+        if request.subset is not None:
+            rows = self._within(rows, frozenset(request.subset))
+        if placement.adapter:
+            models = self._world.table.models
+            loaded = [row for row in rows.tolist() if placement.model in models[row]]
+            if loaded:
+                return np.array(loaded, dtype=np.intp)
+        return rows
+
+    def _within(self, rows: NDArray[np.intp], allowed: frozenset[str]) -> NDArray[np.intp]:
+        address = self._world.table.address
+        return np.array([row for row in rows.tolist() if address(row) in allowed], dtype=np.intp)
+
+    def _cycle(self, request: InferenceRequest, rows: NDArray[np.intp], chain: list[int], now: float) -> Cycle:
+        index = self._world.index
+        return Cycle(
+            request=request,
+            table=self._world.table,
+            rows=rows,
+            matched=index.match(chain, rows),
+            blocks=len(chain),
+            now=now,
+            draw=self._draw,
+            trunk=index.trunk(chain),
+        )
+
+    def _schedule(self, cycle: Cycle) -> Result:
+        """Order the candidates; the scores are kept for whoever asked, and for as many others as cost nothing."""
+        trace = cycle.request.explain
+        if cycle.now - self._traced_at >= _TRACE_EVERY_S:
+            self._traced_at = cycle.now
+            trace = True
+        try:
+            return self._scheduler.schedule(cycle, trace=trace)
+        except errors.Saturated as rejection:
+            rejection.retry_after_s = rejection.retry_after_s or _SATURATED_RETRY_S
+            raise
+
+    def _record(self, cycle: Cycle, chain: list[int], placement: Placement, result: Result) -> Record:
+        """Note the request as sent, and what its endpoint will hold."""
+        request = cycle.request
+        chosen = result.rows[0]
+        sent = Sent(
+            ticket=self._tickets(),
+            request_id=request.id,
+            model=request.model,
+            engine_model=placement.model,
+            target=placement.server,
+            route=placement.route,
+            path=request.path,
+            stream=request.stream,
+            endpoints=result.addresses,
+            prompt_tokens=request.prompt_tokens,
+            blocks=cycle.blocks,
+            matched=int(cycle.matched[(cycle.rows == chosen).argmax()]),
+            at=cycle.now,
+        )
+        self._world.ledger.open(sent, chain)
+        self._world.index.learn(chain, chosen)
+        record = Record(sent, placement.rule, result.trace)
+        self.recent[sent.ticket] = record
+        if len(self.recent) > self._remembered:
+            self.recent.popitem(last=False)
+        return record
+
+    def _learn(self, settlement: Settlement) -> None:
+        """After a failover the prefix is where the request was served, not where it was sent."""
+        served = settlement.served
+        if served and served != settlement.sent.endpoints[0]:
+            row = self._world.table.row(served)
+            if row is not None:
+                self._world.index.learn(settlement.chain, row)
+
+    def _remember_end(self, settlement: Settlement) -> None:
+        record = self.recent.get(settlement.sent.ticket)
+        if record is not None:
+            record.settlement = settlement
+
+
+def explanation(record: Record) -> str:
+    """Return the decision as compact JSON of bounded size, for a response header."""
+    document = described(record)
+    candidates = document.get("candidates")
+    if isinstance(candidates, list) and len(candidates) > _EXPLAINED:
+        document["candidates"] = candidates[:_EXPLAINED]
+        document["candidates_left_off"] = len(candidates) - _EXPLAINED
+    return json.dumps(document, separators=(",", ":"))  # ASCII, as a header's value has to be
+
+
+def described(record: Record) -> dict[str, Any]:
+    """Return a decision as plain values: what was known, and why the winner won."""
+    sent = record.sent
+    return {
+        "ticket": sent.ticket,
+        "request_id": sent.request_id,
+        "model": sent.model,
+        "engine_model": sent.engine_model,
+        "route": sent.route,
+        "rule": record.rule,
+        "target": sent.target,
+        "endpoints": sent.endpoints,
+        "prompt_tokens": sent.prompt_tokens,
+        "blocks": sent.blocks,
+        "matched_blocks": sent.matched,
+        **(record.trace.document() if record.trace is not None else {}),
+    }

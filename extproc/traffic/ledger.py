@@ -11,14 +11,17 @@ report nothing does age decide, after an hour: longer than 100,000 tokens at 30 
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from extproc.traffic.standing import Standing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from extproc.scheduling.endpoints import EndpointTable
     from extproc.types import Outcome
 
@@ -42,7 +45,7 @@ class Sent:
     stream: bool
     endpoints: tuple[str, ...]  # best first
     prompt_tokens: int  # estimate
-    blocks: tuple[int, ...] | list[int]  # the prefix's hashes, for what is learned from the outcome
+    blocks: int  # of its prefix
     matched: int  # of these, held by the endpoint that was chosen, as far as was known
     at: float  # monotonic seconds
 
@@ -65,6 +68,7 @@ class Settlement:
     outcome: Outcome | None  # None: expired
     served: str  # address that answered; "" if none did
     failed: tuple[str, ...]  # addresses that were tried and did not serve
+    chain: Sequence[int] = ()  # hashes of the prefix's blocks
 
 
 @dataclass(slots=True)
@@ -76,12 +80,12 @@ class Counts:
     expired: int = 0
     duplicates: int = 0  # records of requests that are settled already
     strangers: int = 0  # records whose ticket is not ours
-    ends: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Open:
     sent: Sent
+    chain: array[int]  # eight bytes a block: prompts of 100k tokens have thousands, and streams stay open for long
     row: int | None  # where it counts as in flight; None: that endpoint left
 
 
@@ -102,15 +106,15 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._open)
 
-    def open(self, sent: Sent) -> None:
-        """Begin a request. Raises ValueError if its ticket is in use."""
+    def open(self, sent: Sent, chain: Sequence[int] = ()) -> None:
+        """Begin a request whose prefix has the block hashes `chain`. Raises ValueError if its ticket is in use."""
         if sent.ticket in self._open:
             raise ValueError(f"ticket {sent.ticket} is open already")
         row = self._table.row(sent.endpoints[0])
         if row is not None:
             self._table.inflight[row] += 1
             self._table.inflight_tokens[row] += sent.prompt_tokens
-        self._open[sent.ticket] = _Open(sent, row)
+        self._open[sent.ticket] = _Open(sent, array("Q", chain), row)
         self.counts.opened += 1
 
     def settle(self, outcome: Outcome, now: float) -> Settlement | None:
@@ -124,7 +128,7 @@ class Ledger:
             return None
         self._close(opened)
         self.counts.settled += 1
-        settlement = _judged(opened.sent, outcome)
+        settlement = _judged(opened, outcome)
         for address in settlement.failed:
             self._standing.failed(address, now)
         if settlement.served and settlement.end is End.COMPLETE:
@@ -175,8 +179,9 @@ class Ledger:
         return True
 
 
-def _judged(sent: Sent, outcome: Outcome) -> Settlement:
+def _judged(opened: _Open, outcome: Outcome) -> Settlement:
     """Say how the request ended, who served it and who failed it."""
+    sent = opened.sent
     flags = _FAILURES.intersection(outcome.flags)
     refused = outcome.status in _REFUSALS and bool(outcome.endpoint)
     served = "" if flags or refused else outcome.endpoint
@@ -189,7 +194,7 @@ def _judged(sent: Sent, outcome: Outcome) -> Settlement:
         end = End.CLIENT_GONE
     else:
         end = End.FAILED
-    return Settlement(sent, end, outcome, served, failed)
+    return Settlement(sent, end, outcome, served, failed, opened.chain)
 
 
 def _tried_before(endpoints: tuple[str, ...], outcome: Outcome) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ def sent(ticket="t", endpoints=(A, B, C), tokens=10, at=0.0):
         stream=False,
         endpoints=endpoints,
         prompt_tokens=tokens,
-        blocks=(),
+        blocks=0,
         matched=0,
         at=at,
     )
