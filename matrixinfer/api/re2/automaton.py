@@ -1,11 +1,4 @@
-"""Regular expressions of the RE2 dialect: the syntax that Envoy and Go accept, searched in linear time.
-
-A route's expressions are read by Envoy when the picker is away, so both must understand the same thing; and they run on
-what clients send, so no expression may take exponential time, as Python's own `re` can. `compile_pattern` refuses what
-RE2 refuses (lookaround, backreferences, atomic groups) and says so. Matching answers one question: does it occur?
-
-The automaton is built lazily: a state is the set of places in the expression that the text so far can have reached.
-"""
+"""The automaton of an expression, built lazily: a state is the set of places that the text so far can have reached."""
 
 from __future__ import annotations
 
@@ -13,13 +6,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from matrixinfer.api import re2_syntax
-from matrixinfer.api.re2_syntax import Alternation, Assertion, Assertions, Chars, Concatenation, Node, Repeat
+from matrixinfer.api.re2 import syntax
+from matrixinfer.api.re2.tree import (
+    Alternation,
+    Assertion,
+    Assertions,
+    Chars,
+    Concatenation,
+    Node,
+    PatternError,
+    Repeat,
+    is_word,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-PatternError = re2_syntax.PatternError
 
 _MAX_PROGRAM: Final = 10_000  # instructions; bounds what `(x{1000}){1000}` may cost
 _MAX_TRANSITIONS: Final = 20_000  # remembered steps; forgotten all together when full
@@ -38,7 +39,7 @@ class _Step:
 @lru_cache(maxsize=1024)
 def compile_pattern(text: str) -> Pattern:
     """Give the automaton for `text`. Raises PatternError that says what RE2 does not accept."""
-    return Pattern(re2_syntax.parse(text))
+    return Pattern(syntax.parse(text))
 
 
 class Pattern:
@@ -74,7 +75,7 @@ class Pattern:
 
     def _state(self, places: frozenset[int], before: str) -> int:
         # Of the character before, assertions see only its class: "" start, newline, a word character, or another.
-        key = (places, before if before in {"", "\n"} else "w" if re2_syntax.is_word(before) else "-")
+        key = (places, before if before in {"", "\n"} else "w" if is_word(before) else "-")
         number = self._states.get(key)
         if number is None:
             number = self._states[key] = len(self._places)

@@ -1,8 +1,4 @@
-"""Checks of manifests: every problem of an object at once, each with its field and what to change.
-
-`validate` looks at one object, `validate_update` at a change of one, `validate_set` at objects together. The webhooks, the
-memory cluster, directories and `matrixinfer validate` all ask here. Nothing raises, whatever the manifest holds.
-"""
+"""One object against its kind: fields, rules over several of them, metadata, and what a change may not touch."""
 
 from __future__ import annotations
 
@@ -13,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import BaseModel, ValidationError
 
 from matrixinfer.api import core, dataplane, kinds, names, networking
-from matrixinfer.api.messages import message
 from matrixinfer.api.meta import FIELDS_ONLY, METADATA_FIELDS, Object, immutable
-from matrixinfer.api.shape import Loc, broken_rules, changed_immutables, path_of
+from matrixinfer.api.validation.messages import message
+from matrixinfer.api.validation.shape import Loc, broken_rules, changed_immutables, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

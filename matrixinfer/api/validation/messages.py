@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
-from matrixinfer.api.shape import Loc, alias_of, field_at
+from matrixinfer.api.validation.shape import Loc, alias_of, field_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable

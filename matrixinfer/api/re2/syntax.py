@@ -1,4 +1,4 @@
-r"""The syntax of RE2: text of an expression to a tree of `Node`s, or a PatternError that says what is not accepted.
+r"""The syntax: text of an expression to a tree of `Node`s, or a PatternError that says what is not accepted.
 
 Follows Go's regexp/syntax with Perl classes, which RE2 itself and so Envoy share. Groups capture nothing here: only
 whether an expression occurs is ever asked. Unicode script classes (`\p{Greek}`) are refused for want of a table.
@@ -6,13 +6,22 @@ whether an expression occurs is ever asked. Unicode script classes (`\p{Greek}`)
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Final
 
-Accepts = Callable[[str], bool]
+from matrixinfer.api.re2 import characters
+from matrixinfer.api.re2.tree import (
+    Accepts,
+    Alternation,
+    Assertion,
+    Assertions,
+    Chars,
+    Concatenation,
+    Node,
+    PatternError,
+    Repeat,
+    is_word,
+)
 
 _MAX_NESTING: Final = 100
 _MAX_REPEAT: Final = 1000
@@ -20,80 +29,17 @@ _MAX_CODE_POINT: Final = 0x10FFFF
 _MAX_LENGTH: Final = 4096
 
 
-class PatternError(ValueError):
-    """An expression that RE2 does not accept; the message says what to change."""
-
-
-class Assertions(Enum):
-    """Conditions on the two characters around a place; "" stands for either end of the text."""
-
-    TEXT_START = "\\A"
-    TEXT_END = "\\z"
-    LINE_START = "(?m)^"
-    LINE_END = "(?m)$"
-    WORD_EDGE = "\\b"
-    NO_WORD_EDGE = "\\B"
-
-    def holds(self, before: str, after: str) -> bool:
-        """Tell whether a place between `before` and `after` fulfils it."""
-        match self:
-            case Assertions.TEXT_START:
-                return not before
-            case Assertions.TEXT_END:
-                return not after
-            case Assertions.LINE_START:
-                return before in {"", "\n"}
-            case Assertions.LINE_END:
-                return after in {"", "\n"}
-            case Assertions.WORD_EDGE:
-                return is_word(before) != is_word(after)
-            case Assertions.NO_WORD_EDGE:
-                return is_word(before) == is_word(after)
-
-
-@dataclass(frozen=True, slots=True)
-class Chars:
-    """One character that `accepts` accepts."""
-
-    accepts: Accepts
-
-
-@dataclass(frozen=True, slots=True)
-class Assertion:
-    """Nothing, where the assertion holds."""
-
-    kind: Assertions
-
-
-@dataclass(frozen=True, slots=True)
-class Concatenation:
-    """One part after the other."""
-
-    parts: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Alternation:
-    """Any one of the branches."""
-
-    branches: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """`least` to `most` times; None is without end."""
-
-    part: Node
-    least: int
-    most: int | None
-
-
-Node = Chars | Assertion | Concatenation | Alternation | Repeat
-
-
-def is_word(char: str) -> bool:
-    r"""Tell whether `char` belongs to \w, which is ASCII only."""
-    return char.isascii() and (char.isalnum() or char == "_")
+_CONTROL: Final = {"a": "\a", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+_FOREIGN_GROUPS: Final = (
+    ("?=", "lookahead (?=...)"),
+    ("?!", "lookahead (?!...)"),
+    ("?<=", "lookbehind (?<=...)"),
+    ("?<!", "lookbehind (?<!...)"),
+    ("?P=", "the backreference (?P=name)"),
+    ("?>", "an atomic group (?>...)"),
+    ("?#", "a comment (?#...)"),
+    ("?(", "a conditional (?(...)...)"),
+)
 
 
 def parse(text: str) -> Node:
@@ -110,65 +56,6 @@ class _Flags:
     fold: bool = False
     lines: bool = False
     dot_all: bool = False
-
-
-def _among(*ranges: tuple[str, str]) -> Accepts:
-    return lambda char: any(low <= char <= high for low, high in ranges)
-
-
-def _negated(accepts: Accepts) -> Accepts:
-    return lambda char: not accepts(char)
-
-
-def _folded(accepts: Accepts) -> Accepts:
-    return lambda char: accepts(char) or accepts(char.lower()) or accepts(char.upper())
-
-
-_PERL: Final[dict[str, Accepts]] = {
-    "d": _among(("0", "9")),
-    "s": lambda char: char in "\t\n\f\r ",
-    "w": is_word,
-}
-_POSIX: Final[dict[str, Accepts]] = {
-    "alnum": _among(("0", "9"), ("A", "Z"), ("a", "z")),
-    "alpha": _among(("A", "Z"), ("a", "z")),
-    "ascii": str.isascii,
-    "blank": lambda char: char in "\t ",
-    "cntrl": _among(("\0", "\x1f"), ("\x7f", "\x7f")),
-    "digit": _among(("0", "9")),
-    "graph": _among(("!", "~")),
-    "lower": _among(("a", "z")),
-    "print": _among((" ", "~")),
-    "punct": _among(("!", "/"), (":", "@"), ("[", "`"), ("{", "~")),
-    "space": lambda char: char in "\t\n\v\f\r ",
-    "upper": _among(("A", "Z")),
-    "word": is_word,
-    "xdigit": _among(("0", "9"), ("A", "F"), ("a", "f")),
-}
-_CONTROL: Final = {"a": "\a", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
-_CATEGORIES: Final = {
-    major + minor
-    for major, minors in {
-        "C": "cfos",
-        "L": "lmotu",
-        "M": "cen",
-        "N": "dlo",
-        "P": "cdefios",
-        "S": "ckmo",
-        "Z": "lps",
-    }.items()
-    for minor in ("", *minors)
-}
-_FOREIGN_GROUPS: Final = (
-    ("?=", "lookahead (?=...)"),
-    ("?!", "lookahead (?!...)"),
-    ("?<=", "lookbehind (?<=...)"),
-    ("?<!", "lookbehind (?<!...)"),
-    ("?P=", "the backreference (?P=name)"),
-    ("?>", "an atomic group (?>...)"),
-    ("?#", "a comment (?#...)"),
-    ("?(", "a conditional (?(...)...)"),
-)
 
 
 class _Parser:
@@ -317,7 +204,7 @@ class _Parser:
             case "[":
                 node = Chars(self.character_class(flags))
             case ".":
-                node = Chars((lambda _: True) if flags.dot_all else (lambda char: char != "\n"))
+                node = Chars(_anything if flags.dot_all else (lambda char: char != "\n"))
             case "^":
                 node = Assertion(Assertions.LINE_START if flags.lines else Assertions.TEXT_START)
             case "$":
@@ -342,16 +229,16 @@ class _Parser:
                 return Assertion(kind)
         accepts = self.class_escape()
         if accepts is not None:
-            return Chars(_folded(accepts) if flags.fold else accepts)
+            return Chars(characters.folded(accepts) if flags.fold else accepts)
         return _literal(self.character_escape(), flags)
 
     def class_escape(self) -> Accepts | None:
         r"""Read \d, \S, \pL, \p{Lu} after the backslash; None if it is something else."""
-        for letter, accepts in _PERL.items():
+        for letter, accepts in characters.PERL.items():
             if self.take(letter):
                 return accepts
             if self.take(letter.upper()):
-                return _negated(accepts)
+                return characters.negated(accepts)
         if not (self.peek("p") or self.peek("P")):
             return None
         negate = self.next("") == "P"
@@ -362,14 +249,10 @@ class _Parser:
             self.at = end + 1 if end >= 0 else self.at
         if name.startswith("^"):
             negate, name = not negate, name[1:]
-        if name == "Any":
-            accepts = _among(("\0", chr(_MAX_CODE_POINT)))
-        elif name in _CATEGORIES:
-            category = name
-            accepts = lambda char: unicodedata.category(char).startswith(category)  # noqa: E731 - as its siblings
-        else:
+        known: Accepts | None = _anything if name == "Any" else characters.category(name)
+        if known is None:
             raise self.error(f"has the Unicode class {name!r}; general categories (L, Lu, Nd, ...) and Any are known")
-        return _negated(accepts) if negate else accepts
+        return characters.negated(known) if negate else known
 
     def character_escape(self) -> str:
         char = self.next("ends in a lone backslash")
@@ -413,8 +296,8 @@ class _Parser:
         self.take("]")
         accepts: Accepts = lambda char: any(member(char) for member in members)  # noqa: E731 - as its siblings
         if flags.fold:
-            accepts = _folded(accepts)
-        return _negated(accepts) if negate else accepts
+            accepts = characters.folded(accepts)
+        return characters.negated(accepts) if negate else accepts
 
     def class_member(self) -> Accepts:
         unfinished = "has a '[' without its ']'"
@@ -422,11 +305,11 @@ class _Parser:
             end = self.text.find(":]", self.at)
             name = self.text[self.at : end] if end >= 0 else ""
             negate = name.startswith("^")
-            accepts = _POSIX.get(name.removeprefix("^"))
+            accepts = characters.POSIX.get(name.removeprefix("^"))
             if accepts is None:
-                raise self.error(f"has the class [:{name}:]; known are {', '.join(_POSIX)}")
+                raise self.error(f"has the class [:{name}:]; known are {', '.join(characters.POSIX)}")
             self.at = end + 2
-            return _negated(accepts) if negate else accepts
+            return characters.negated(accepts) if negate else accepts
         if self.take("\\"):
             accepts = self.class_escape()
             if accepts is not None:
@@ -434,12 +317,12 @@ class _Parser:
             self.at -= 1
         low = self.class_character(unfinished)
         if not self.peek("-") or self.text[self.at + 1 : self.at + 2] in {"]", ""}:
-            return _among((low, low))
+            return characters.among((low, low))
         self.take("-")
         high = self.class_character(unfinished)
         if high < low:
             raise self.error(f"has the range {low}-{high}, which runs backwards")
-        return _among((low, high))
+        return characters.among((low, high))
 
     def class_character(self, unfinished: str) -> str:
         return self.character_escape() if self.take("\\") else self.next(unfinished)
@@ -454,3 +337,7 @@ def _literal(char: str, flags: _Flags) -> Node:
         return Chars(lambda other: other == char)
     variants = frozenset((char, char.lower(), char.upper()))
     return Chars(lambda other: other in variants or other.lower() in variants)
+
+
+def _anything(_: str) -> bool:
+    return True

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from matrixinfer.api import core, kinds
 from matrixinfer.api.networking import ModelRoute, ModelServer
-from matrixinfer.api.validation import Problem, kind_of, validate
+from matrixinfer.api.validation.objects import Problem, kind_of, validate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from matrixinfer.api.kinds import Kind
     from matrixinfer.api.networking import ParentReference
-    from matrixinfer.api.shape import Loc
-    from matrixinfer.api.validation import Severity
+    from matrixinfer.api.validation.objects import Severity
+    from matrixinfer.api.validation.shape import Loc
 
 DEFAULT_NAMESPACE: Final = "default"
 
