@@ -104,7 +104,7 @@ def _connection_manager(gateway: ir.Gateway) -> HttpConnectionManager:
         merge_slashes=True,
         # Model names in paths may hold an escaped slash.
         path_with_escaped_slashes_action=HttpConnectionManagerPathWithEscapedSlashesAction.KEEP_UNCHANGED,
-        local_reply_config=local_replies(gateway),
+        local_reply_config=local_replies(limits),
         access_log=_access_logs(gateway),
     )
 

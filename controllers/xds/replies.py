@@ -1,19 +1,172 @@
-"""Envoy's own replies as OpenAI error objects that say what happened."""
+"""Envoy's own replies as OpenAI error objects that say what happened.
+
+The picker's immediate answers pass through here, too, and leave as they came. They are known by their response code
+details: the picker gives none or a word of letters and hyphens, Envoy's own have underscores.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-from envoy_data_plane.envoy.config.core.v3 import DataSource, SubstitutionFormatString
-from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import LocalReplyConfig
+from envoy_data_plane.envoy.config.accesslog.v3 import AccessLogFilter, ExtensionFilter
+from envoy_data_plane.envoy.config.core.v3 import (
+    DataSource,
+    HeaderValue,
+    HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
+    SubstitutionFormatString,
+)
+from envoy_data_plane.envoy.extensions.access_loggers.filters.cel.v3 import ExpressionFilter
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    LocalReplyConfig,
+    ResponseMapper,
+)
+from envoy_data_plane.google.protobuf import Struct
+
+from controllers.xds.typed import packed
+from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
     from controllers import ir
 
+COMPLETE: Final = 'response.code_details == "direct_response" || response.code_details.matches("^[a-z-]*$")'
 
-def local_replies(gateway: ir.Gateway) -> LocalReplyConfig:
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What clients read when `when` (CEL) holds of a reply that Envoy makes."""
+
+    when: str
+    reason: str
+    kind: str  # OpenAI's error type
+    code: str | None
+    message: str  # Envoy's format: %RESPONSE_FLAGS% and the like are filled in
+    retry_after_s: int | None = None
+
+
+def local_replies(limits: ir.Limits) -> LocalReplyConfig:
+    """Give every reply of Envoy's a body that clients of the OpenAI API can read."""
     return LocalReplyConfig(
+        mappers=[ResponseMapper(filter=_holds(COMPLETE)), *(_mapper(reply) for reply in _replies(limits))],
         body_format=SubstitutionFormatString(
-            text_format_source=DataSource(inline_string="%LOCAL_REPLY_BODY%|%RESPONSE_CODE_DETAILS%|%RESPONSE_FLAGS%")
+            text_format_source=DataSource(inline_string="%LOCAL_REPLY_BODY%"), content_type="application/json"
+        ),
+    )
+
+
+def _replies(limits: ir.Limits) -> tuple[Reply, ...]:
+    invalid, unavailable = "invalid_request_error", "service_unavailable"
+    return (
+        Reply(
+            _is("request_payload_too_large"),
+            "too-large",
+            invalid,
+            "request_too_large",
+            f"The request body is over the limit of {limits.body_bytes} bytes.",
+        ),
+        Reply(
+            _begins("ext_proc"),
+            "picker-unavailable",
+            unavailable,
+            "no_picker",
+            "The endpoint picker does not answer. Try again in a moment.",
+            retry_after_s=1,
+        ),
+        Reply(
+            _begins("no_healthy_upstream", "cluster_not_found", "no_cluster"),
+            "no-endpoints",
+            unavailable,
+            "no_endpoints",
+            "No endpoint of this model is ready. Try again in a moment.",
+            retry_after_s=1,
+        ),
+        Reply(
+            _begins("upstream_reset_before_response_started{overflow", "overload"),
+            "overloaded",
+            unavailable,
+            "overloaded",
+            "The gateway is at its limit of open requests. Try again in a moment.",
+            retry_after_s=1,
+        ),
+        Reply(
+            _begins("upstream_response_timeout", "upstream_per_try_timeout"),
+            "engine-timeout",
+            "timeout_error",
+            "engine_timeout",
+            "The engine did not begin to answer in the time that its ModelServer allows"
+            " (attempts: %UPSTREAM_REQUEST_ATTEMPT_COUNT%).",
+        ),
+        Reply(
+            _begins("upstream_reset", "upstream_transport_failure", "upstream_max_stream"),
+            "engine-failed",
+            unavailable,
+            "engine_failed",
+            "The engine failed before it answered (%RESPONSE_FLAGS%, attempts: %UPSTREAM_REQUEST_ATTEMPT_COUNT%)."
+            " Try again in a moment.",
+            retry_after_s=1,
+        ),
+        Reply(
+            _begins("stream_idle_timeout", "request_header_timeout", "request_overall_timeout", "duration_timeout"),
+            "timeout",
+            "timeout_error",
+            "timeout",
+            "The request took too long (%RESPONSE_CODE_DETAILS%).",
+        ),
+        Reply(
+            _begins("route_not_found"),
+            "not-found",
+            invalid,
+            "not_found",
+            "The gateway serves nothing at this path.",
+        ),
+        Reply(
+            "response.code < 500",
+            "bad-request",
+            invalid,
+            None,
+            "The gateway does not accept the request: %LOCAL_REPLY_BODY% (%RESPONSE_CODE_DETAILS%).",
+        ),
+        Reply(
+            "true",
+            "internal",
+            "internal_error",
+            None,
+            "The gateway failed: %LOCAL_REPLY_BODY% (%RESPONSE_CODE_DETAILS%).",
+        ),
+    )
+
+
+def _mapper(reply: Reply) -> ResponseMapper:
+    error = {"message": reply.message, "type": reply.kind, "param": None, "code": reply.code}
+    headers = {dataplane.REASON: reply.reason}
+    if reply.retry_after_s is not None:
+        headers["retry-after"] = str(reply.retry_after_s)
+    return ResponseMapper(
+        filter=_holds(reply.when),
+        body_format_override=SubstitutionFormatString(json_format=Struct.from_dict({"error": error})),
+        headers_to_add=[
+            HeaderValueOption(
+                header=HeaderValue(key=key, value=value),
+                append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
+            )
+            for key, value in headers.items()
+        ],
+    )
+
+
+def _is(details: str) -> str:
+    return f'response.code_details == "{details}"'
+
+
+def _begins(*details: str) -> str:
+    return " || ".join(f'response.code_details.startsWith("{one}")' for one in details)
+
+
+def _holds(expression: str) -> AccessLogFilter:
+    return AccessLogFilter(
+        extension_filter=ExtensionFilter(
+            name="envoy.access_loggers.extension_filters.cel",
+            typed_config=packed(ExpressionFilter(expression=expression)),
         )
     )
