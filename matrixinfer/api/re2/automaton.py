@@ -22,8 +22,8 @@ from matrixinfer.api.re2.tree import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MAX_PROGRAM: Final = 10_000  # instructions; bounds what `(x{1000}){1000}` may cost
-_MAX_TRANSITIONS: Final = 20_000  # remembered steps; forgotten all together when full
+_MAX_PROGRAM: Final = 2_000  # instructions: a character costs at most so many steps, and `(x{1000}){1000}` is refused
+_MAX_REMEMBERED: Final = 200_000  # steps and places kept, about 10 MB at most; forgotten all together when full
 _MATCHED: Final = -1
 
 
@@ -51,13 +51,11 @@ class Pattern:
         self._states: dict[tuple[frozenset[int], str], int] = {}
         self._places: list[tuple[frozenset[int], str]] = []
         self._steps: list[dict[str, int]] = []
-        self._transitions = 0
+        self._remembered = 0
         self._start = self._state(frozenset((self._first,)), "")
 
     def search(self, text: str) -> bool:
         """Tell whether the expression matches anywhere in `text`."""
-        if self._transitions > _MAX_TRANSITIONS:
-            self._forget()
         state = self._start
         for char in text:
             following = self._steps[state].get(char)
@@ -70,7 +68,7 @@ class Pattern:
         return (self._advance(state, "") if following is None else following) == _MATCHED
 
     def _forget(self) -> None:
-        self._states, self._places, self._steps, self._transitions = {}, [], [], 0
+        self._states, self._places, self._steps, self._remembered = {}, [], [], 0
         self._start = self._state(frozenset((self._first,)), "")
 
     def _state(self, places: frozenset[int], before: str) -> int:
@@ -80,6 +78,7 @@ class Pattern:
         if number is None:
             number = self._states[key] = len(self._places)
             self._places.append(key)
+            self._remembered += len(places)
             self._steps.append({})
         return number
 
@@ -95,9 +94,12 @@ class Pattern:
                 step = self._program[place]
                 if char and step.reads is not None and step.reads(char):
                     after.update(step.to)
+            if self._remembered > _MAX_REMEMBERED:
+                self._forget()
+                return self._state(frozenset(after), char)
             following = self._state(frozenset(after), char)
         self._steps[state][char] = following
-        self._transitions += 1
+        self._remembered += 1
         return following
 
     def _reachable(self, places: frozenset[int], before: str, after: str) -> set[int]:

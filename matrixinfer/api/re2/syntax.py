@@ -186,6 +186,14 @@ class _Parser:
             return 0, 1
         return self.counted() if self.peek("{") else None
 
+    def repeats_nothing(self) -> bool:
+        """Tell whether the character just taken begins a repetition; nothing stands before it."""
+        self.at -= 1
+        start = self.at
+        found = self.repetition() is not None
+        self.at = start if found else start + 1
+        return found
+
     def counted(self) -> tuple[int, int | None] | None:
         """Read `{n}`, `{n,}` or `{n,m}`; anything else is a literal brace."""
         end = self.text.find("}", self.at)
@@ -211,8 +219,7 @@ class _Parser:
                 node = Assertion(Assertions.LINE_END if flags.lines else Assertions.TEXT_END)
             case "\\":
                 node = self.escape(flags)
-            case "*" | "+" | "?":
-                self.at -= 1
+            case "*" | "+" | "?" | "{" if self.repeats_nothing():
                 raise self.error(f"has nothing to repeat before {char!r}: write \\{char} for the character itself")
             case _:
                 node = _literal(char, flags)
@@ -333,10 +340,11 @@ def _digits(text: str) -> bool:
 
 
 def _literal(char: str, flags: _Flags) -> Node:
-    if not flags.fold or char.lower() == char.upper():
-        return Chars(lambda other: other == char)
+    accepts = characters.among((char, char))
+    if not flags.fold or (char.lower() == char.upper()):
+        return Chars(accepts)
     variants = frozenset((char, char.lower(), char.upper()))
-    return Chars(lambda other: other in variants or other.lower() in variants)
+    return Chars(characters.folded(lambda other: other in variants))
 
 
 def _anything(_: str) -> bool:
