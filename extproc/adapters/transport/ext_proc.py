@@ -1,0 +1,160 @@
+"""Joins ext_proc calls, sessions and the asker: bytes become messages, messages effects, effects answers.
+
+The asker is the director. It answers at once, or returns something that is `Parked` and answers later. Its bugs are
+logged with their traceback, counted, and answered with 500; neither the call nor the connection breaks.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+from extproc.adapters.transport.calls import Call, Listener, Status
+from extproc.errors import Rejection
+from extproc.protocol import codec, effects
+from extproc.protocol.session import Cancelled, HalfClosed, Session, Wait
+from extproc.types import Decision, HttpRequest, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LOG = logging.getLogger(__name__)
+METHOD: Final = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+_HALF_CLOSED: Final = HalfClosed()
+_CANCELLED: Final = Cancelled()
+
+Answer = Decision | Reply | Rejection
+
+
+class Parked(Protocol):
+    """A request that the asker holds back."""
+
+    @property
+    def max_wait_s(self) -> float:
+        """The answer comes within this time, a refusal at the latest."""
+        ...
+
+    def then(self, answered: Callable[[Answer], None]) -> None:
+        """Call `answered` once, when there is an answer."""
+        ...
+
+    def withdraw(self) -> None:
+        """Forget it: the client is gone, and `answered` need not be called."""
+        ...
+
+
+class Asker(Protocol):
+    """Decides requests."""
+
+    def decide(self, request: HttpRequest) -> Decision | Reply | Parked:
+        """Place `request`, answer it, or hold it back. Raises Rejection."""
+        ...
+
+
+class Follower(Protocol):
+    """Wants to know how decided requests went, where no access log of the gateway tells."""
+
+    def served(self, ticket: str, endpoint: str, status: int) -> None:
+        """Take what the response's headers tell: the endpoint ("" if unknown) and the HTTP status (0 if unknown)."""
+        ...
+
+    def released(self, ticket: str) -> None:
+        """Take that the exchange is over."""
+        ...
+
+
+class ExtProcService:
+    """Opens exchanges. With a `follower`, streams stay open while the response passes by: dearer, for other gateways."""
+
+    def __init__(self, asker: Asker, *, max_body_bytes: int = 16 << 20, follower: Follower | None = None) -> None:
+        self.asker = asker
+        self.max_body_bytes = max_body_bytes
+        self.follower = follower
+        self.exchanges = 0  # opened
+        self.bugs = 0  # exceptions of the asker that were no rejections
+        self.protocol_errors = 0  # messages that could not be read, or came out of turn
+
+    def open(self, call: Call) -> Listener:
+        """Return the listener of one HTTP exchange."""
+        self.exchanges += 1
+        return _Exchange(self, call)
+
+    def ask(self, request: HttpRequest) -> Decision | Reply | Parked:
+        """Return the asker's answer, whatever happens inside it."""
+        try:
+            return self.asker.decide(request)
+        except Rejection as rejection:
+            return codec.refusal(rejection)
+        except Exception:  # noqa: BLE001 - a bug met by one request: the others go on
+            self.bugs += 1
+            _LOG.exception("deciding %s %s failed", request.method, request.path)
+            return codec.refusal(Rejection("The picker failed on this request; its log says why."))
+
+
+class _Exchange:
+    """One call and its session."""
+
+    __slots__ = ("_call", "_parked", "_service", "_session")
+
+    def __init__(self, service: ExtProcService, call: Call) -> None:
+        self._service = service
+        self._call = call
+        self._session = Session(service.max_body_bytes, follow=service.follower is not None)
+        self._parked: Parked | None = None
+
+    def on_message(self, data: bytes) -> None:
+        try:
+            message = codec.decode(data)
+        except codec.Malformed as error:
+            self._service.protocol_errors += 1
+            self._do(self._session.step(_CANCELLED))  # the asker must not wait for a call that ends here
+            self._call.finish(Status.INVALID_ARGUMENT, str(error))
+            return
+        self._do(self._session.step(message))
+
+    def on_end(self) -> None:
+        self._do(self._session.step(_HALF_CLOSED))
+
+    def on_cancel(self) -> None:
+        self._do(self._session.step(_CANCELLED))
+
+    def on_drain(self) -> None:
+        """Go on: it ends with its answer, or the grace."""
+
+    def _do(self, todo: effects.Effects) -> None:
+        call = self._call
+        for effect in todo:
+            if isinstance(effect, effects.Send):
+                call.send(effect.message)
+            elif isinstance(effect, effects.Finish):
+                self._service.protocol_errors += effect.status != Status.OK
+                call.finish(effect.status, effect.message)
+            elif isinstance(effect, effects.Decide):
+                self._ask(effect.request)
+            else:
+                self._tell(effect)
+
+    def _ask(self, request: HttpRequest) -> None:
+        answer = self._service.ask(request)
+        if isinstance(answer, Decision | Reply):
+            self._do(self._session.step(answer))
+            return
+        self._parked = answer
+        self._do(self._session.step(Wait(answer.max_wait_s)))
+        answer.then(self._answered)
+
+    def _answered(self, answer: Answer) -> None:
+        self._parked = None
+        self._do(self._session.step(codec.refusal(answer) if isinstance(answer, Rejection) else answer))
+
+    def _tell(self, effect: effects.Effect) -> None:
+        follower = self._service.follower
+        if isinstance(effect, effects.Withdraw):
+            parked, self._parked = self._parked, None
+            if parked is not None:
+                parked.withdraw()
+        elif follower is not None:
+            if isinstance(effect, effects.Served):
+                follower.served(effect.ticket, effect.endpoint, effect.status)
+            elif isinstance(effect, effects.Released):
+                follower.released(effect.ticket)
