@@ -234,18 +234,18 @@ class _Parser:
         ):
             if self.take(letter):
                 return Assertion(kind)
-        accepts = self.class_escape()
+        accepts = self.class_escape(flags)
         if accepts is not None:
-            return Chars(characters.folded(accepts) if flags.fold else accepts)
+            return Chars(accepts)
         return _literal(self.character_escape(), flags)
 
-    def class_escape(self) -> Accepts | None:
+    def class_escape(self, flags: _Flags) -> Accepts | None:
         r"""Read \d, \S, \pL, \p{Lu} after the backslash; None if it is something else."""
         for letter, accepts in characters.PERL.items():
             if self.take(letter):
-                return accepts
+                return _cased(accepts, flags)
             if self.take(letter.upper()):
-                return characters.negated(accepts)
+                return characters.negated(_cased(accepts, flags))
         if not (self.peek("p") or self.peek("P")):
             return None
         negate = self.next("") == "P"
@@ -259,6 +259,7 @@ class _Parser:
         known: Accepts | None = _anything if name == "Any" else characters.category(name)
         if known is None:
             raise self.error(f"has the Unicode class {name!r}; general categories (L, Lu, Nd, ...) and Any are known")
+        known = _cased(known, flags)
         return characters.negated(known) if negate else known
 
     def character_escape(self) -> str:
@@ -299,37 +300,36 @@ class _Parser:
         first = True
         while first or not self.peek("]"):
             first = False
-            members.append(self.class_member())
+            members.append(self.class_member(flags))
         self.take("]")
         accepts: Accepts = lambda char: any(member(char) for member in members)  # noqa: E731 - as its siblings
-        if flags.fold:
-            accepts = characters.folded(accepts)
         return characters.negated(accepts) if negate else accepts
 
-    def class_member(self) -> Accepts:
+    def class_member(self, flags: _Flags) -> Accepts:
         unfinished = "has a '[' without its ']'"
-        if self.take("[:"):
-            end = self.text.find(":]", self.at)
-            name = self.text[self.at : end] if end >= 0 else ""
+        end = self.text.find(":]", self.at) if self.peek("[:") else -1
+        if end >= 0:
+            name = self.text[self.at + 2 : end]
             negate = name.startswith("^")
             accepts = characters.POSIX.get(name.removeprefix("^"))
             if accepts is None:
                 raise self.error(f"has the class [:{name}:]; known are {', '.join(characters.POSIX)}")
             self.at = end + 2
+            accepts = _cased(accepts, flags)
             return characters.negated(accepts) if negate else accepts
         if self.take("\\"):
-            accepts = self.class_escape()
+            accepts = self.class_escape(flags)
             if accepts is not None:
                 return accepts
             self.at -= 1
         low = self.class_character(unfinished)
         if not self.peek("-") or self.text[self.at + 1 : self.at + 2] in {"]", ""}:
-            return characters.among((low, low))
+            return _cased(characters.among((low, low)), flags)
         self.take("-")
         high = self.class_character(unfinished)
         if high < low:
             raise self.error(f"has the range {low}-{high}, which runs backwards")
-        return characters.among((low, high))
+        return _cased(characters.among((low, high)), flags)
 
     def class_character(self, unfinished: str) -> str:
         return self.character_escape() if self.take("\\") else self.next(unfinished)
@@ -337,6 +337,10 @@ class _Parser:
 
 def _digits(text: str) -> bool:
     return text.isascii() and text.isdigit() and (text == "0" or text[0] != "0")
+
+
+def _cased(accepts: Accepts, flags: _Flags) -> Accepts:
+    return characters.folded(accepts) if flags.fold else accepts
 
 
 def _literal(char: str, flags: _Flags) -> Node:
