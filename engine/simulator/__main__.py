@@ -7,49 +7,101 @@ import sys
 
 import uvloop
 
-from engine.simulator import app, batch, engine, kvcache, server, serving, settings, vllm_metrics
+from engine.simulator import (
+    app,
+    batch,
+    control,
+    engine,
+    events,
+    faults,
+    kvcache,
+    server,
+    serving,
+    settings,
+    vllm_metrics,
+)
 
 
 def main() -> None:
     """Run until told to stop; exits 0 after draining, 1 with the reason where the start fails."""
     configuration = settings.parse()
     try:
-        uvloop.run(_serve(configuration))
+        given = [faults.from_flag(flag) for flag in configuration.fail]
+        uvloop.run(_serve(configuration, given))
+    except faults.BadFault as error:
+        sys.exit(f"--fail: {error}")
     except OSError as error:
         sys.exit(f"cannot start: {error}")
 
 
-async def _serve(configuration: settings.Settings) -> None:
+async def _serve(configuration: settings.Settings, given: list[faults.Fault]) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
-    blocks = kvcache.Blocks(configuration.kv_blocks, configuration.block_size)
-    state = batch.Batch(
-        blocks,
-        batch.Limits(configuration.max_num_seqs, configuration.max_num_batched_tokens),
-        batch.Latency(
-            configuration.itl_ms_base / 1000,
-            configuration.itl_ms_per_sequence / 1000,
-            configuration.prefill_tokens_per_second,
-            configuration.speed,
-        ),
-    )
+
+    feed = _feed(configuration)
+    publisher = events.Publisher(feed, block_size=configuration.block_size) if feed else None
     metrics = vllm_metrics.EngineMetrics(
         model=configuration.names[0],
         cache=vllm_metrics.cache_info(configuration),
         max_model_len=configuration.context_length,
         max_loras=None if configuration.no_lora else configuration.max_loras,
     )
-    runner = engine.Engine(state, metrics)
+    runner = engine.Engine(_batch(configuration), metrics, publisher.publish if publisher else None)
     service = serving.Serving(configuration, runner, loop.time)
-    front = app.App(service, metrics)
+    for lora in configuration.lora:
+        name, _, path = lora.partition("=")
+        service.adapters.load(name, path or name)
+
+    front = app.App(service, metrics, kv_events=feed.as_config() if feed else None)
     http = server.Server(front.handle, front.observe, max_body_bytes=configuration.max_body_mb << 20)
+    controls = control.Control(service, http)
+    front.add(controls.routes())
     await http.listen(configuration.host, configuration.port)
-    print(f"serving {configuration.names[0]} on http://{configuration.host}:{http.port}", flush=True)  # noqa: T201 (the one line)
+    lines = [f"serving {configuration.names[0]} on http://{configuration.host}:{http.port}"]
+    admin = None
+    if configuration.admin_port is not None:
+        admin = server.Server(front.handle, front.observe, max_body_bytes=1 << 20)
+        await admin.listen(configuration.host, configuration.admin_port)
+        lines.append(f"admin on http://{configuration.host}:{admin.port}")
+    for fault in given:
+        controls.add(fault)
+    print(*lines, sep="\n", flush=True)  # noqa: T201 (what a terminal or a test waits for)
     gc.freeze()
+
     await stop.wait()
     await http.drain(configuration.grace)
+    if admin is not None:
+        await admin.drain(0)
+    if publisher is not None:
+        publisher.close()
+
+
+def _batch(configuration: settings.Settings) -> batch.Batch:
+    blocks = kvcache.Blocks(
+        configuration.kv_blocks, configuration.block_size, record_events=configuration.kv_events_endpoint is not None
+    )
+    limits = batch.Limits(configuration.max_num_seqs, configuration.max_num_batched_tokens)
+    latency = batch.Latency(
+        configuration.itl_ms_base / 1000,
+        configuration.itl_ms_per_sequence / 1000,
+        configuration.prefill_tokens_per_second,
+        configuration.speed,
+    )
+    return batch.Batch(blocks, limits, latency)
+
+
+def _feed(configuration: settings.Settings) -> events.Feed | None:
+    if configuration.kv_events_endpoint is None:
+        return None
+    return events.Feed(
+        endpoint=configuration.kv_events_endpoint,
+        replay_endpoint=configuration.replay_endpoint,
+        topic=configuration.topic or f"kv@{configuration.host}:{configuration.port}@{configuration.names[0]}",
+        buffer_steps=configuration.buffer_steps,
+        rank=configuration.data_parallel_rank,
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from engine.simulator import batch, server, text, tokenizer
 class Form(Protocol):
     """How an endpoint words its answer. Streams are `opening`, a `token` each, `closing`; a plain answer is `body`."""
 
+    request_id: str
+
     def opening(self, answer: "Answer") -> Iterable[bytes]:
         """Events before the first token."""
 

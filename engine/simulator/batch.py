@@ -51,7 +51,7 @@ class Limits:
 class Sequence:
     """One prompt being continued. The batch owns it from `add` until it finishes.
 
-    `tokens` is the prompt and grows by the output; `draw` gives the output token of a position; `ends` looks at the
+    `tokens` is the prompt and grows by the output (by none where `max_tokens` is 0: pooling); `draw` gives the output token of a position; `ends` looks at the
     sequence after each token and says whether the text is complete; `owner` is for the caller.
     """
 
@@ -147,7 +147,7 @@ class Batch:
         return self.latency.step(len(step), prefill)
 
     def complete(self, now: float) -> list[Sequence]:
-        """End the step; the sequences that got a token, `finish` set on those that are done."""
+        """End the step; the sequences that got their token, `finish` set on those that are done."""
         produced = []
         for sequence in self._step or ():
             if sequence.finish is not None:
@@ -155,10 +155,11 @@ class Batch:
             sequence.computed += sequence.scheduled
             if sequence.computed < len(sequence.tokens):
                 continue
-            sequence.tokens.append(sequence.draw(sequence.output_tokens))
-            sequence.output_tokens += 1
             produced.append(sequence)
-            if sequence.ends is not None and sequence.ends(sequence):
+            if sequence.max_tokens:
+                sequence.tokens.append(sequence.draw(sequence.output_tokens))
+                sequence.output_tokens += 1
+            if sequence.max_tokens == 0 or (sequence.ends is not None and sequence.ends(sequence)):
                 sequence.finish = "stop"
             elif sequence.output_tokens >= sequence.max_tokens:
                 sequence.finish = "length"

@@ -58,6 +58,19 @@ class Sampling:
     continuous_usage: bool
 
 
+POOLING = Sampling(
+    max_tokens=0,
+    n=1,
+    stop=(),
+    stop_token_ids=frozenset(),
+    ignore_eos=True,
+    stream=False,
+    include_usage=False,
+    continuous_usage=False,
+)
+"""For prompts that are computed and not continued."""
+
+
 def sampling(body: Body, *limits: str) -> Sampling:
     """Read the fields that OpenAI's endpoints share; `limits` name the fields for the length, the strongest first."""
     max_tokens = next((value for name in limits if (value := integer(body, name)) is not None), None)

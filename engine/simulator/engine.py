@@ -5,6 +5,7 @@ due, so what the model says about latency does not depend on how busy the machin
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from engine.simulator import batch, kvcache
 from engine.simulator.vllm_metrics import EngineMetrics
 
 _STEPS_PER_TURN = 64
+_EARLY_S = 0.001  # timers tick in milliseconds and may ring early by one
 
 
 class Owner(Protocol):
@@ -40,6 +42,7 @@ class Engine:
         self._metrics = metrics
         self._publish = publish
         self._loop = asyncio.get_running_loop()
+        self._clock = time.monotonic  # finer than the loop's own, and from the same origin
         self._due: float | None = None
         self._timer: asyncio.Handle | None = None
         self._loras = ("", "")
@@ -47,7 +50,7 @@ class Engine:
 
     def submit(self, sequences: Iterable[batch.Sequence]) -> None:
         """Queue sequences; their owners hear of every token."""
-        now = self._loop.time()
+        now = self._clock()
         if self._due is not None and self._due <= now:
             self._advance(now)
         for sequence in sequences:
@@ -57,7 +60,7 @@ class Engine:
 
     def abort(self, sequences: Iterable[batch.Sequence]) -> None:
         """Drop sequences; their memory is free at once."""
-        now = self._loop.time()
+        now = self._clock()
         for sequence in sequences:
             if sequence.finish is None:
                 self.state.abort(sequence)
@@ -71,19 +74,21 @@ class Engine:
 
     def _turn(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = self._clock()
         if self._due is None:
             self._start(now)
         self._advance(now)
         if self._due is not None:
             self._timer = (
-                self._loop.call_at(self._due, self._turn) if self._due > now else self._loop.call_soon(self._turn)
+                self._loop.call_at(self._due, self._turn)
+                if self._due > now + _EARLY_S
+                else self._loop.call_soon(self._turn)
             )
 
     def _advance(self, now: float) -> None:
         touched: dict[Owner, None] = {}
         steps = 0
-        while self._due is not None and self._due <= now and steps < _STEPS_PER_TURN:
+        while self._due is not None and self._due <= now + _EARLY_S and steps < _STEPS_PER_TURN:
             self._complete(self._due, touched)
             self._start(self._due)
             steps += 1
@@ -104,7 +109,7 @@ class Engine:
         produced = self.state.complete(now)
         metrics.step(self.state, produced)
         for sequence in produced:
-            if sequence.output_tokens == 1:
+            if sequence.output_tokens <= 1:
                 metrics.first_token(sequence, now)
             else:
                 wait = now - before[sequence]

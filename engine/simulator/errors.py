@@ -21,9 +21,11 @@ class ApiError(Exception):
             {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}}
         )
 
-    def event(self) -> bytes:
-        """Give the error as an event of a stream that has begun."""
-        return b"data: %b\n\n" % self.body()
+    def body_for_anthropic(self) -> bytes:
+        """Give the error as /v1/messages words it; what validation refuses stays as it is."""
+        if self.kind == "Bad Request":
+            return self.body()
+        return orjson.dumps({"type": "error", "error": {"type": self.kind, "message": self.message}})
 
 
 def invalid(kind: str, loc: str, message: str, given: Any, ctx: dict[str, Any] | None = None) -> ApiError:

@@ -1,12 +1,13 @@
 """Failures on purpose: which are in force, and whether this request is hit."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Mode = Literal["503", "500", "garbage", "hang", "reset", "die-mid-stream", "slow", "unhealthy", "refuse"]
 MODES: tuple[str, ...] = get_args(Mode)
+_STATES = ("slow", "unhealthy", "refuse")
 
 
 class BadFault(Exception):
@@ -29,8 +30,10 @@ class Fault:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def from_mapping(given: Mapping[str, Any]) -> Fault:
+def from_mapping(given: Any) -> Fault:
     """Give a failure as POST /sim/fail gives it."""
+    if not isinstance(given, dict):
+        raise BadFault('a failure is an object such as {"mode": "503"}')
     unknown = given.keys() - {"mode", "count", "probability", "chunks", "factor", "seconds"}
     if unknown:
         raise BadFault(f"unknown key {min(unknown)!r}: use mode, count, probability, chunks, factor, seconds")
@@ -48,6 +51,8 @@ def from_mapping(given: Mapping[str, Any]) -> Fault:
         )
     except (TypeError, ValueError) as error:
         raise BadFault(f"count and chunks are whole numbers, the others numbers: {error}") from error
+    if mode in _STATES and (fault.count is not None or fault.probability < 1):
+        raise BadFault(f"{mode} is a state of the engine: it takes no count and no probability, only seconds")
     if not 0 <= fault.probability <= 1 or fault.factor <= 0 or fault.chunks < 0 or (fault.count or 0) < 0:
         raise BadFault("probability is 0 to 1, factor is positive, chunks and count are not negative")
     return fault

@@ -85,6 +85,11 @@ class Blocks:
         return len(self._free)
 
     @property
+    def cached(self) -> int:
+        """Different prefixes that can be found."""
+        return len(self._cached)
+
+    @property
     def usage(self) -> float:
         """Share of blocks in use, 0 to 1."""
         return 1.0 - len(self._free) / self.total

@@ -263,25 +263,31 @@ class Server:
         self.connections: set[Connection] = set()
         self.draining = False
         self.date = _Date()
+        self._host = ""
+        self._port = 0
         self._listener: asyncio.Server | None = None
         self._all_left: asyncio.Event | None = None
 
     @property
     def port(self) -> int:
         """The port in use, also where 0 was asked for."""
-        assert self._listener is not None  # noqa: S101 (asked after `listen`)
-        return int(self._listener.sockets[0].getsockname()[1])
+        return self._port
 
     async def listen(self, host: str, port: int) -> None:
         """Accept connections."""
         loop = asyncio.get_running_loop()
+        self._host = host
         self._listener = await loop.create_server(lambda: Connection(self), host, port, backlog=1024)
+        self._port = int(self._listener.sockets[0].getsockname()[1])
+
+    async def reopen(self) -> None:
+        """Listen again where connections were refused."""
+        await self.listen(self._host, self._port)
 
     def refuse_connections(self) -> None:
         """Stop accepting and drop what is connected: clients see refused connections."""
         if self._listener is not None:
             self._listener.close()
-            self._listener = None
         for connection in list(self.connections):
             connection.abort()
 

@@ -9,7 +9,6 @@ from xxhash import xxh3_64_intdigest
 from engine.simulator import (
     batch,
     bodies,
-    chat,
     engine,
     errors,
     faults,
@@ -64,7 +63,6 @@ class Work:
     model: str
     salt: str | None
     form: Form
-    request_id: str
 
 
 class Serving:
@@ -90,26 +88,22 @@ class Serving:
         """Give what OpenAI's answers say besides their words."""
         return openai.Frame(model, self.settings.block_size, sampling.include_usage, sampling.continuous_usage)
 
-    def chat_prompt(self, body: bodies.Body) -> "array[int]":
-        """Give the conversation of a chat body as tokens."""
-        return chat.render(self.tokens, bodies.messages(body), tools=body.get("tools"))
-
-    def prompts(self, body: bodies.Body) -> Sequence["array[int]"]:
-        """Give the prompts of a completion: a text, token ids, or a list of either."""
-        given = body.get("prompt")
+    def prompts(self, body: bodies.Body, name: str) -> Sequence["array[int]"]:
+        """Give the prompts of a field: a text, token ids, or a list of either."""
+        given = body.get(name)
         if given is None:
-            raise errors.ApiError(400, "Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
+            raise errors.ApiError(400, f"Either {name} or prompt_embeds must be provided and non-empty.", param=name)
         if isinstance(given, str):
-            return [self._encoded(given)]
+            return [self._encoded(given, name)]
         if not isinstance(given, list) or not given:
-            raise errors.invalid("string_type", "body.prompt", "Input should be a valid string", given)
+            raise errors.invalid("string_type", f"body.{name}", "Input should be a valid string", given)
         if all(map(_is_token, given)):
-            return [_ids(given)]
-        return [self._encoded(prompt) if isinstance(prompt, str) else _ids(prompt) for prompt in given]
+            return [_ids(given, name)]
+        return [self._encoded(prompt, name) if isinstance(prompt, str) else _ids(prompt, name) for prompt in given]
 
-    def _encoded(self, prompt: str) -> "array[int]":
+    def _encoded(self, prompt: str, name: str) -> "array[int]":
         if not prompt:
-            raise errors.ApiError(400, "The decoder prompt cannot be empty", param="prompt")
+            raise errors.ApiError(400, "The decoder prompt cannot be empty", param=name)
         return self.tokens.encode(prompt)
 
     def check_length(self, prompt_tokens: int, max_tokens: int | None) -> None:
@@ -174,7 +168,7 @@ class Serving:
     def _account(self, reply: server.Reply, answer: Answer, work: Work) -> None:
         request = reply.request
         entry = self.ledger.open(
-            request_id=work.request_id,
+            request_id=work.form.request_id,
             client_request_id=request.headers.get("x-request-id"),
             path=request.path,
             model=work.model,
@@ -227,13 +221,10 @@ def _is_token(value: object) -> bool:
     return type(value) is int
 
 
-def _ids(given: object) -> "array[int]":
+def _ids(given: object, name: str) -> "array[int]":
     if not isinstance(given, list) or not given or not all(map(_is_token, given)):
-        raise errors.invalid("string_type", "body.prompt", "Input should be a valid string", given)
-    try:
-        tokens = array("I", given)
-    except OverflowError:
-        tokens = None
-    if tokens is None or max(tokens) >= tokenizer.VOCABULARY:
-        raise errors.ApiError(400, f"Token id {max(given)} is out of vocabulary", param="prompt")
-    return tokens
+        raise errors.invalid("string_type", f"body.{name}", "Input should be a valid string", given)
+    if min(given) < 0 or max(given) >= tokenizer.VOCABULARY:
+        worst = min(given) if min(given) < 0 else max(given)
+        raise errors.ApiError(400, f"Token id {worst} is out of vocabulary", param=name)
+    return array("I", given)

@@ -108,8 +108,7 @@ def _problem(settings: Settings) -> str | None:
         (longest is None or longest >= 1, "--max-model-len must be at least 1"),
         (
             (longest or 0) <= settings.cache_tokens,
-            f"--max-model-len {longest} does not fit the KV cache of {settings.cache_tokens} tokens: "
-            "raise --kv-blocks or lower --max-model-len",
+            f"--max-model-len {longest} is over the {settings.cache_tokens} tokens that --kv-blocks hold",
         ),
         (
             settings.kv_events_endpoint or not settings.replay_endpoint,

@@ -225,7 +225,7 @@ class EngineMetrics:
         """Count a completed step in."""
         one = self.one
         self.step_tokens.observe(one, state.step_tokens)
-        self.generation.add(one, len(produced))
+        self.generation.add(one, sum(1 for sequence in produced if sequence.max_tokens))
 
     def first_token(self, sequence: batch.Sequence, now: float) -> None:
         """Count a sequence in whose prompt is done."""
