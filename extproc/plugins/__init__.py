@@ -50,7 +50,7 @@ DEFAULT: Final = {
                 {"pluginRef": "least-request-scorer", "weight": 2},
                 {"pluginRef": "load-aware-scorer", "weight": 1},
                 {"pluginRef": "kv-cache-utilization-scorer", "weight": 1},
-                {"pluginRef": "no-hit-lru-scorer", "weight": 0.2},
+                {"pluginRef": "no-hit-lru-scorer", "weight": 0.5},
                 {"pluginRef": "max-score-picker"},
             ],
         }

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from extproc.scheduling.framework import Cycle
 
+_NOTHING = 1e-300  # scores below it count as 0; the division stays finite
+
 
 class WeightedRandomPicker:
     """Order by u^(1/s), descending: the first is drawn with probability s / sum s, the next from the rest likewise.
@@ -41,5 +43,5 @@ class WeightedRandomPicker:
         """Return positions, first drawn first; shape (min(n, maxNumOfEndpoints),)."""
         draws = np.array([1.0 - cycle.draw.random() for _ in scores])
         keys = np.full(len(scores), -np.inf)
-        np.divide(np.log(draws), scores, out=keys, where=scores > 0)
+        np.divide(np.log(draws), scores, out=keys, where=scores > _NOTHING)
         return best_first(keys, self.params.max_num_of_endpoints, cycle.draw)

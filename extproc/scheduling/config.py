@@ -130,7 +130,7 @@ class _Reader:
         """Return the configuration or raise one ConfigError for all problems."""
         given = self._mapping("", document)
         self._head(given)
-        if not given.get("plugins") and not given.get("schedulingProfiles"):
+        if given.get("plugins") in (None, []) and given.get("schedulingProfiles") in (None, []):
             given = {**given, **{key: self._catalogue.default[key] for key in ("plugins", "schedulingProfiles")}}
         self._plugins(given.get("plugins"))
         profiles = self._profiles(given.get("schedulingProfiles"))
@@ -376,7 +376,7 @@ _SHOWN: Final = 60
 
 def _near(name: object, known: Collection[str]) -> str:
     """Name what was probably meant, or all that there is."""
-    near = difflib.get_close_matches(str(name), known, n=3)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     if near:
         return f"; did you mean {' or '.join(near)}? We have: {', '.join(known)}"
     return f"; we have: {', '.join(known)}" if known else ""

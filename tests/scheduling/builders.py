@@ -1,0 +1,98 @@
+"""What the tests of scheduling and plugins are made of: endpoints, requests and cycles that show what matters."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from extproc import plugins
+from extproc.scheduling import config
+from extproc.scheduling.endpoints import Endpoint, EndpointTable
+from extproc.scheduling.framework import Cycle
+from extproc.types import Api, InferenceRequest
+
+HEAD = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
+
+
+def a_request(prefix=b"", *, prompt_tokens=100, model="demo"):
+    return InferenceRequest(
+        id="1",
+        api=Api.CHAT,
+        path="/v1/chat/completions",
+        headers={},
+        model=model,
+        stream=False,
+        prefix=prefix,
+        prompt_tokens=prompt_tokens,
+        max_tokens=None,
+        wants_usage=False,
+        cache_salt="",
+        body=b"",
+    )
+
+
+def an_endpoint(**facts):
+    """Facts of one row of the table: queue, running, kv, inflight, tokens, avoid_until, matched."""
+    return facts
+
+
+def a_table(*endpoints):
+    table = EndpointTable(capacity=4)
+    columns = {
+        "queue": "waiting",
+        "running": "running",
+        "kv": "kv_usage",
+        "inflight": "inflight",
+        "tokens": "inflight_tokens",
+        "avoid_until": "avoid_until",
+    }
+    for at, facts in enumerate(endpoints):
+        row = table.upsert(
+            Endpoint(address=f"10.0.{at // 250}.{at % 250}:8000", pod=f"default/pod-{at}", engine="vLLM")
+        )
+        for fact, value in facts.items():
+            if fact != "matched":
+                getattr(table, columns[fact])[row] = value
+    return table
+
+
+def a_cycle(*endpoints, blocks=0, trunk=0, now=100.0, seed=0, request=None):
+    """A cycle over endpoints given by their facts, in table order."""
+    table = a_table(*endpoints)
+    return Cycle(
+        request=request or a_request(),
+        table=table,
+        rows=np.array(table.rows(), dtype=np.intp),
+        matched=np.array([facts.get("matched", 0) for facts in endpoints], dtype=np.int64),
+        blocks=blocks,
+        now=now,
+        draw=random.Random(seed),
+        trunk=trunk,
+    )
+
+
+def a_plugin(plugin, **parameters):
+    return plugin(plugin.Params(**parameters))
+
+
+def a_scheduler(*types, weights=None):
+    """A scheduler with plugins of these types in one profile."""
+    weights = weights or {}
+    document = {
+        **HEAD,
+        "plugins": [{"type": one} for one in types],
+        "schedulingProfiles": [
+            {
+                "name": "default",
+                "plugins": [
+                    {"pluginRef": one, **({"weight": weights[one]} if one in weights else {})} for one in types
+                ],
+            }
+        ],
+    }
+    return config.build(config.load(document, plugins.BUILTIN))
+
+
+def the_default_scheduler():
+    return config.build(config.load(HEAD, plugins.BUILTIN))
