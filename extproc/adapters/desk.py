@@ -1,0 +1,130 @@
+"""The desk: between the transport and the director. It times, counts and logs; what is decided is the director's."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from extproc.errors import Rejection
+from extproc.traffic.ledger import End
+
+if TYPE_CHECKING:
+    from extproc.adapters.telemetry import Telemetry
+    from extproc.director import Director
+    from extproc.traffic.ledger import Settlement
+    from extproc.types import Decision, HttpRequest, Outcome, Reply
+
+_LOG = logging.getLogger("extproc.requests")
+_SERVER_ERROR: Final = 500
+
+
+class _Named(msgspec.Struct):
+    model: str | None = None
+
+
+_named: Final = msgspec.json.Decoder(_Named).decode
+
+
+class Desk:
+    """The transport's asker, and the taker of outcomes."""
+
+    def __init__(self, director: Director, telemetry: Telemetry, *, access_log: bool = False) -> None:
+        """`access_log`: a line for every request, at info. Without it only what went wrong is written."""
+        self._director = director
+        self._telemetry = telemetry
+        self._access_log = access_log
+
+    def decide(self, request: HttpRequest) -> Decision | Reply:
+        """Decide and count. Raises Rejection."""
+        started = time.perf_counter()
+        try:
+            answer = self._director.decide(request)
+        except Rejection as rejection:
+            self._telemetry.rejected(rejection, _model(request.body), time.perf_counter() - started)
+            self._log_rejection(request, rejection)
+            raise
+        self._telemetry.decided(time.perf_counter() - started)
+        return answer
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take the end of a request."""
+        if not outcome.ticket:
+            if outcome.endpoint:
+                self._telemetry.bypassed()
+            return
+        settlement = self._director.settle(outcome)
+        if settlement is not None:
+            self._telemetry.settled(settlement)
+            self._log_end(settlement)
+
+    def expire(self) -> None:
+        """Give up what can no longer be settled."""
+        for settlement in self._director.expire():
+            self._telemetry.settled(settlement)
+            self._log_end(settlement)
+
+    def _log_rejection(self, request: HttpRequest, rejection: Rejection) -> None:
+        level = logging.WARNING if rejection.status >= _SERVER_ERROR else logging.INFO
+        if level == logging.WARNING or self._access_log:
+            _LOG.log(
+                level,
+                "rejected",
+                extra={
+                    "request_id": request.headers.get("x-request-id", ""),
+                    "path": request.path[:200],
+                    "status": rejection.status,
+                    "reason": rejection.reason,
+                    "why": rejection.message,
+                },
+            )
+
+    def _log_end(self, settlement: Settlement) -> None:
+        bad = settlement.end in (End.EXPIRED, End.FAILED) and _status(settlement) not in range(400, 500)
+        if bad:
+            _LOG.warning("failed", extra=_line(settlement))
+        elif self._access_log:
+            _LOG.info("served", extra=_line(settlement))
+
+
+def _status(settlement: Settlement) -> int:
+    return settlement.outcome.status if settlement.outcome is not None else 0
+
+
+def _line(settlement: Settlement) -> dict[str, Any]:
+    sent, outcome = settlement.sent, settlement.outcome
+    line: dict[str, Any] = {
+        "request_id": sent.request_id,
+        "ticket": sent.ticket,
+        "path": sent.path,
+        "model": sent.model,
+        "route": sent.route,
+        "target": sent.target,
+        "endpoint": settlement.served or (outcome.endpoint if outcome else ""),
+        "chosen": sent.endpoints[0],
+        "failed": settlement.failed,
+        "end": settlement.end.value,
+    }
+    if outcome is not None:
+        line |= {
+            "status": outcome.status,
+            "flags": outcome.flags,
+            "details": outcome.details,
+            "attempts": outcome.attempts,
+            "duration_s": round(outcome.duration_s, 6),
+            "first_token_s": outcome.first_token_s,
+            "prompt_tokens": outcome.prompt_tokens,
+            "completion_tokens": outcome.completion_tokens,
+            "cached_tokens": outcome.cached_tokens,
+        }
+    return line
+
+
+def _model(body: bytes) -> str:
+    """Return the model that a refused request named, for the metric; "" if it cannot be told."""
+    try:
+        return _named(body).model or ""
+    except (msgspec.MsgspecError, RecursionError):
+        return ""

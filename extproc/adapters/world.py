@@ -1,0 +1,166 @@
+"""The world as the cluster tells it: Pods, ModelServers and ModelRoutes become endpoints, pools and routes.
+
+Owns the last known state: when the source falls silent, everything stays as it was. A resource that cannot be read keeps
+its last good version, and is listed among the problems. Changes are gathered for a moment and applied together, so that a
+rollout of a hundred pods is one rebuild.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import BaseModel, ValidationError
+
+from extproc.scheduling.endpoints import Endpoint
+from extproc.traffic.routes import RouteTable
+from matrixinfer.api import core, kinds, networking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from extproc.director import Director, World
+
+_LOG = logging.getLogger(__name__)
+_GATHER_S: Final = 0.01  # far below the second in which an edited route must take effect
+KINDS: Final = (kinds.POD, kinds.MODEL_SERVER, kinds.MODEL_ROUTE)
+_TYPES: Final[dict[str, type[BaseModel]]] = {
+    kinds.POD.kind: core.Pod,
+    kinds.MODEL_SERVER.kind: networking.ModelServer,
+    kinds.MODEL_ROUTE.kind: networking.ModelRoute,
+}
+_OVER: Final = frozenset({"Failed", "Succeeded"})  # phases of a pod that runs nothing any more
+
+Name = tuple[str, str]  # namespace, name
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One address of a pool, and what makes the engine behind it another one than before."""
+
+    endpoint: Endpoint
+    scheme: str
+    uid: str
+    restarts: int
+
+
+class WorldView:
+    """Takes manifests, keeps the director's world in step with them."""
+
+    def __init__(self, world: World, director: Director) -> None:
+        self.problems: dict[str, str] = {}  # "Kind namespace/name" -> what is wrong with it
+        self.rebuilds = 0
+        self._world = world
+        self._director = director
+        self._seen: dict[str, dict[Name, Any]] = {kind.kind: {} for kind in KINDS}
+        self._members: dict[str, _Member] = {}  # by address
+        self._pending: asyncio.TimerHandle | None = None
+
+    def scheme(self, address: str) -> str:
+        """Return the protocol of the engine at `address`: http or https."""
+        member = self._members.get(address)
+        return "http" if member is None else member.scheme
+
+    def put(self, kind: kinds.Kind, manifest: Mapping[str, Any]) -> None:
+        """Take an object that was added or changed."""
+        name = _name(manifest)
+        label = f"{kind.kind} {name[0]}/{name[1]}"
+        try:
+            parsed = _TYPES[kind.kind].model_validate(manifest)
+        except ValidationError as error:
+            self.problems[label] = _problem(error)
+            _LOG.warning("a resource cannot be used", extra={"resource": label, "problem": self.problems[label]})
+            return
+        self.problems.pop(label, None)
+        self._seen[kind.kind][name] = parsed
+        self._soon()
+
+    def drop(self, kind: kinds.Kind, manifest: Mapping[str, Any]) -> None:
+        """Take an object's deletion."""
+        name = _name(manifest)
+        self.problems.pop(f"{kind.kind} {name[0]}/{name[1]}", None)
+        if self._seen[kind.kind].pop(name, None) is not None:
+            self._soon()
+
+    def replace(self, kind: kinds.Kind, manifests: Iterable[Mapping[str, Any]]) -> None:
+        """Take a list of all objects of a kind: what it does not name is gone."""
+        listed = {_name(manifest): manifest for manifest in manifests}
+        for name in self._seen[kind.kind].keys() - listed.keys():
+            del self._seen[kind.kind][name]
+        for manifest in listed.values():
+            self.put(kind, manifest)
+        self._soon()
+
+    def rebuild(self) -> None:
+        """Bring table, pools and routes in step with what was seen."""
+        self._pending = None
+        servers: list[networking.ModelServer] = list(self._seen[kinds.MODEL_SERVER.kind].values())
+        members, pools = self._gathered(servers)
+        self._update_table(members)
+        self._world.pools.set(pools)
+        self._director.use_routes(RouteTable.build(self._seen[kinds.MODEL_ROUTE.kind].values(), servers))
+        self.rebuilds += 1
+
+    def _soon(self) -> None:
+        if self._pending is None:
+            self._pending = asyncio.get_running_loop().call_later(_GATHER_S, self.rebuild)
+
+    def _gathered(self, servers: Iterable[networking.ModelServer]) -> tuple[dict[str, _Member], dict[str, list[str]]]:
+        members: dict[str, _Member] = {}
+        pools: dict[str, list[str]] = {}
+        pods: list[core.Pod] = list(self._seen[kinds.POD.kind].values())
+        for server in servers:
+            pool = pools.setdefault(f"{server.metadata.namespace}/{server.metadata.name}", [])
+            for pod in pods:
+                if not server.selects(pod):
+                    continue
+                address = server.address(pod)
+                if address is None or pod.status.phase in _OVER:
+                    continue
+                pool.append(address)
+                members[address] = _member(server, pod, address)
+        return members, pools
+
+    def _update_table(self, members: dict[str, _Member]) -> None:
+        table = self._world.table
+        for address, before in self._members.items():
+            after = members.get(address)
+            if after is None or after.uid != before.uid:
+                row = table.remove(address)
+                if row is not None:
+                    self._director.endpoint_left(row)
+            elif after.restarts != before.restarts:
+                row = table.row(address)
+                if row is not None:
+                    self._director.endpoint_restarted(row)
+        for member in members.values():
+            table.upsert(member.endpoint)
+        self._members = members
+
+
+def _member(server: networking.ModelServer, pod: core.Pod, address: str) -> _Member:
+    return _Member(
+        endpoint=Endpoint(
+            address=address,
+            pod=f"{pod.metadata.namespace}/{pod.metadata.name}",
+            engine=server.spec.inference_engine,
+            labels=pod.metadata.labels,
+            ready=pod.ready and not pod.terminating,
+        ),
+        scheme=server.spec.workload_port.protocol,
+        uid=pod.metadata.uid,
+        restarts=sum(status.restart_count for status in pod.status.container_statuses),
+    )
+
+
+def _name(manifest: Mapping[str, Any]) -> Name:
+    meta = manifest.get("metadata") or {}
+    return str(meta.get("namespace", "")), str(meta.get("name", ""))
+
+
+def _problem(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()
+    )
