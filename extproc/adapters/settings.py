@@ -1,0 +1,103 @@
+"""The scheduler's configuration file: read strictly at the start, followed while the picker runs.
+
+A file that turns bad keeps the last good configuration in force; the reason is logged, counted and shown. The endpoint
+table and the prefix index outlive every change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from extproc import plugins
+from extproc.errors import ConfigError
+from extproc.scheduling import config
+from extproc.tokens.text import TextBlocks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_LOG = logging.getLogger(__name__)
+_LOOK_S: Final = 1.0  # a stat a second; it also sees the swapped links of a mounted ConfigMap
+_EMPTY: Final = {"apiVersion": config.API_VERSIONS[0], "kind": config.KIND}
+
+
+class Settings:
+    """The configuration in force. Without a file it is the built-in default."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Read the file. Raises ConfigError."""
+        self.path = path
+        self.loads = 1
+        self.failures = 0
+        self.problem = ""  # of the file as it stands; "" if it is in force
+        self._stamp = self._stat()
+        self.current = self._read()
+
+    def described(self) -> dict[str, Any]:
+        """Return the configuration as plain values, defaults and injected plugins included."""
+        current = self.current
+        return {
+            "file": str(self.path) if self.path else None,
+            "problem": self.problem or None,
+            "loads": self.loads,
+            "profile": {
+                "name": current.profile.name,
+                "plugins": [{"pluginRef": name, "weight": weight} for name, weight in current.profile.plugins],
+            },
+            "plugins": [
+                {"name": spec.name, "type": spec.type.TYPE, "parameters": dataclasses.asdict(spec.params)}
+                for spec in current.plugins
+            ],
+        }
+
+    async def follow(self, use: Callable[[config.Config], None]) -> None:
+        """Give every new good configuration to `use`, until cancelled."""
+        while self.path is not None:
+            await asyncio.sleep(_LOOK_S)
+            if self.changed():
+                use(self.current)
+
+    def changed(self) -> bool:
+        """Look at the file; tells whether a new configuration is in force."""
+        stamp = self._stat()
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        try:
+            self.current = self._read()
+        except ConfigError as error:
+            self.failures += 1
+            self.problem = str(error)
+            _LOG.error("the new configuration cannot be used; the last good one stays", extra={"problem": str(error)})  # noqa: TRY400 - a user's mistake, not a bug
+            return False
+        self.loads += 1
+        self.problem = ""
+        _LOG.info("a new configuration is in force", extra={"file": str(self.path)})
+        return True
+
+    def _read(self) -> config.Config:
+        if self.path is None:
+            return config.load(_EMPTY, plugins.BUILTIN)
+        try:
+            text = self.path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError("", f"{self.path} cannot be read: {error}") from error
+        return config.load(config.parse(text), plugins.BUILTIN)
+
+    def _stat(self) -> tuple[int, int, int] | None:
+        if self.path is None:
+            return None
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def blocks(current: config.Config) -> TextBlocks:
+    """Return how prefixes are cut into blocks."""
+    return TextBlocks(block_bytes=current.prefix.block_bytes, max_blocks=current.prefix.max_blocks)
