@@ -72,7 +72,7 @@ class Settings:
         except ConfigError as error:
             self.failures += 1
             self.problem = str(error)
-            _LOG.error("the new configuration cannot be used; the last good one stays", extra={"problem": str(error)})  # noqa: TRY400 - a user's mistake, not a bug
+            _LOG.error("the new configuration cannot be used; the last good one stays", extra={"problem": str(error)})
             return False
         self.loads += 1
         self.problem = ""
