@@ -1,7 +1,8 @@
 """The prefix index: which endpoints hold which block, learned from our own decisions.
 
-Block hash -> Python int used as a set of bits: bit 0 says that the block was gone on from (it is not the end of
-everything learned through it), bit s that the endpoint in slot s holds it. An endpoint's row in the table is given a
+A chain is the hashes of a prefix's full blocks and, last, of the rest behind them (see tokens). Block hash -> Python
+int used as a set of bits: bit 0 says that another full block followed in some chain, bit s that the endpoint in slot
+s holds it. An endpoint's row in the table is given a
 slot when it first learns; leaving costs one bit in a mask, and the slot's blocks are cleared away little by little
 before the slot is given again.
 
@@ -95,15 +96,15 @@ class PrefixIndex:
         return counts[self._slots_of(rows)]
 
     def trunk(self, hashes: Sequence[int]) -> int:
-        """Count the blocks at the chain's start from which something learned before goes on.
+        """Count the blocks at the chain's start from which something learned before goes on to a next full block.
 
-        An endpoint that holds more than this holds the end of an earlier request, which this one continues; an
-        endpoint that holds no more only shares a beginning with others, such as a system prompt.
+        An endpoint that holds more than this holds an earlier request up to its end; one that holds no more only
+        shares a beginning with others, such as a system prompt.
         """
         return self._depth(hashes, _CONTINUED)
 
     def learn(self, hashes: Sequence[int], row: int) -> None:
-        """Remember that the endpoint in `row` holds the chain `hashes`, which starts at the prefix's first block."""
+        """Remember that the endpoint in `row` holds the chain `hashes`, from the prefix's first block on."""
         if self._departed:
             self._sweep(_SWEEP)
         if not hashes:
@@ -115,10 +116,15 @@ class PrefixIndex:
         before = len(held)
         bit = 1 << slot
         known = self._depth(hashes, bit)
-        self._add(hashes[known:], bit, held)
+        continued = max(len(hashes) - 2, 0)  # all before the last full block
+        self._add(hashes[max(known, continued) :], bit, held)
+        self._add(hashes[known:continued], bit | _CONTINUED, held)
+        for block in reversed(hashes[: min(known, continued)]):
+            mask = self._holders.get(block, _CONTINUED)
+            if mask & _CONTINUED:
+                break
+            self._holders[block] = mask | _CONTINUED
         if known:
-            if known < len(hashes):
-                self._holders[hashes[known - 1]] |= _CONTINUED
             try:
                 deque(map(held.move_to_end, reversed(hashes[:known])), maxlen=0)
             except KeyError:  # two different blocks share a hash: chance, or a client that made them
@@ -160,13 +166,12 @@ class PrefixIndex:
                 high = middle
         return low
 
-    def _add(self, hashes: Sequence[int], bit: int, held: OrderedDict[int, None]) -> None:
+    def _add(self, hashes: Sequence[int], mark: int, held: OrderedDict[int, None]) -> None:
+        """Note `mark` on the blocks, the last first."""
         holders = self._holders
-        mark = bit  # the last block ends the chain; all before it are continued
         for block in reversed(hashes):
             holders[block] = holders.get(block, 0) | mark
             held[block] = None
-            mark = bit | _CONTINUED
 
     def _slots_of(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         if len(rows) and int(rows.max()) >= len(self._slot_of_row):

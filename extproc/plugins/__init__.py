@@ -33,12 +33,12 @@ DEFAULT: Final = {
         {"type": "bounded-load-filter", "parameters": {"loadFactor": 1.25, "minRequests": 4}},
         {
             "type": "prefix-cache-scorer",
-            "parameters": {"minTrunkShare": 0.5, "minContinuationScore": 0.5},
+            "parameters": {"minTrunkShare": 0.5, "minTrunkTokens": 128, "minContinuationScore": 0.5},
         },
         {"type": "least-request-scorer", "parameters": {"scaleRequests": 8}},
         {"type": "load-aware-scorer", "parameters": {"threshold": 32}},
         {"type": "kv-cache-utilization-scorer"},
-        {"type": "no-hit-lru-scorer", "parameters": {"minTrunkShare": 0.5}},
+        {"type": "no-hit-lru-scorer", "parameters": {"minTrunkShare": 0.5, "minTrunkTokens": 128}},
         {"type": "max-score-picker", "parameters": {"maxNumOfEndpoints": 4}},
     ],
     "schedulingProfiles": [

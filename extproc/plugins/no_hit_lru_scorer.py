@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from extproc.plugins.prefix_cache_scorer import continues, counts
 from extproc.scheduling.framework import parameter
 
 if TYPE_CHECKING:
@@ -20,19 +21,21 @@ class NoHitLruScorer:
 
     rank: place of the endpoint in the order of its last cold request, 0 for the longest ago; those that never had one
     come first and share rank 0. One candidate alone scores 1.
-    `minTrunkShare` 0 (of ours): a common trunk shorter than this share of the prefix counts as cold, as in
-    prefix-cache-scorer; give both the same value. Memory is one number per row of the endpoint table, so upstream's
-    `lruSize` has nothing to bound here and is not a parameter. Source: llm-d's no-hit-lru-scorer.
+    `minTrunkShare` 0, `minTrunkTokens` 0 (of ours): a match that scores 0 in prefix-cache-scorer for being a trunk
+    below these is no hit here either; give both plugins the same values. Memory is one number for each row of the
+    endpoint table, so upstream's `lruSize` has nothing to bound and is no parameter. `prefixMatchInfoProducerName` as
+    in prefix-cache-scorer. Source: llm-d's no-hit-lru-scorer.
     """
 
     TYPE = "no-hit-lru-scorer"
 
     @dataclass(frozen=True, slots=True)
     class Params:
-        """Parameters."""
+        """One parameter of upstream's, two of ours."""
 
         prefix_match_info_producer_name: str = ""
         min_trunk_share: float = parameter(0.0, minimum=0, maximum=1)
+        min_trunk_tokens: int = parameter(0, minimum=0)
 
     def __init__(self, params: Params) -> None:
         self.params = params
@@ -58,8 +61,12 @@ class NoHitLruScorer:
             self._last[row] = self._count
 
     def _cold(self, cycle: Cycle) -> bool:
-        best = int(cycle.matched.max(initial=0))
-        return best == 0 or (best <= cycle.trunk and best < self.params.min_trunk_share * cycle.blocks)
+        if not cycle.matched.any():
+            return True
+        params = self.params
+        if not (params.min_trunk_share or params.min_trunk_tokens):
+            return False
+        return not (continues(cycle) | counts(cycle, params.min_trunk_share, params.min_trunk_tokens)).any()
 
     def _cover(self, cycle: Cycle) -> None:
         size = len(cycle.table.endpoints)

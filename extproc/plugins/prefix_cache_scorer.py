@@ -24,12 +24,13 @@ class PrefixCacheScorer:
     attention's cost grows with the square of the length. `prefixMatchInfoProducerName`: the
     approx-prefix-cache-producer that it reads; there is one index, so it can only be named, not chosen.
 
-    Of ours, both 0 (off, as upstream) by default and 0.5 in the default profile:
-    `minTrunkShare`: a match that ends where other requests went on from (a trunk, such as a system prompt) scores 0
-    if m / b is less. New conversations that share only a beginning then spread over the endpoints; a trunk is
-    followed when it saves more than it leaves to do (Preble's rule, ICLR 2025).
-    `minContinuationScore`: a match that ends where an earlier request ended (m > the trunk) scores at least this. It
-    is the next turn of a conversation, and the engine holds the answer in between, too, of which we know nothing.
+    Of ours, all 0 (off, as upstream) by default, and what the default profile sets:
+    `minTrunkShare` 0.5, `minTrunkTokens` 128: a match that is neither this whole prompt nor an earlier one that this
+    goes on from is a trunk: a system prompt, a chat template. Below either of the two it scores 0, so that new
+    conversations that share only a beginning spread over the endpoints. A trunk is followed when it saves more than
+    it leaves to do (Preble's rule, ICLR 2025); 128 tokens are prefilled in about 10 ms.
+    `minContinuationScore` 0.5: an earlier request that this one goes on from scores at least this. It is the next
+    turn of a conversation, and the engine holds the answer in between, too, of which we know nothing.
     Source: llm-d's prefix-cache-scorer.
     """
 
@@ -37,12 +38,13 @@ class PrefixCacheScorer:
 
     @dataclass(frozen=True, slots=True)
     class Params:
-        """Upstream's parameters, and two of ours."""
+        """Upstream's parameters, and three of ours."""
 
         match_length_weight: float = parameter(0.0, minimum=0, maximum=1)
         match_length_scale_tokens: int = parameter(8192, minimum=1)
         prefix_match_info_producer_name: str = ""
         min_trunk_share: float = parameter(0.0, minimum=0, maximum=1)
+        min_trunk_tokens: int = parameter(0, minimum=0)
         min_continuation_score: float = parameter(0.0, minimum=0, maximum=1)
 
     def __init__(self, params: Params) -> None:
@@ -58,8 +60,21 @@ class PrefixCacheScorer:
         if params.match_length_weight:
             length = np.minimum(ratio * (cycle.request.prompt_tokens / params.match_length_scale_tokens), 1.0)
             score = params.match_length_weight * length * length + (1.0 - params.match_length_weight) * ratio
-        if cycle.trunk and params.min_trunk_share:
-            score = np.where((cycle.matched <= cycle.trunk) & (ratio < params.min_trunk_share), 0.0, score)
-        if params.min_continuation_score:
-            score = np.where(cycle.matched > cycle.trunk, np.maximum(score, params.min_continuation_score), score)
+        if params.min_trunk_share or params.min_trunk_tokens or params.min_continuation_score:
+            trunk = np.where(counts(cycle, params.min_trunk_share, params.min_trunk_tokens), score, 0.0)
+            score = np.where(continues(cycle), np.maximum(score, params.min_continuation_score), trunk)
         return score
+
+
+def continues(cycle: Cycle) -> NDArray[np.bool_]:
+    """Mark the candidates that hold an earlier request up to its end, from which this one goes on; shape (n,).
+
+    The last of the blocks is the rest behind the full ones: to go on is to have a full block more.
+    """
+    return (cycle.matched > cycle.trunk) & (cycle.matched < cycle.blocks - 1)
+
+
+def counts(cycle: Cycle, share: float, tokens: int) -> NDArray[np.bool_]:
+    """Mark the candidates that hold the whole prompt, or `share` of it and so many `tokens`; shape (n,)."""
+    least = max(share, tokens / max(cycle.request.prompt_tokens, 1)) * cycle.blocks
+    return cycle.matched >= min(least, cycle.blocks)

@@ -34,10 +34,10 @@ class Cycle:
     table: EndpointTable
     rows: NDArray[np.intp]  # the candidates' rows in the table
     matched: NDArray[np.int64]  # blocks at the prefix's start that each candidate holds
-    blocks: int  # blocks of the whole prefix
+    blocks: int  # blocks of the whole prefix, the incomplete last one included
     now: float  # monotonic seconds
     draw: Draw
-    trunk: int = 0  # leading blocks that earlier, different requests already went on from; 0 if not known
+    trunk: int = 0  # blocks at the prefix's start from which earlier requests went on; 0 if not known
 
     def narrowed(self, keep: NDArray[np.bool_]) -> Cycle:
         """Return the cycle over the candidates that `keep` (shape (n,)) marks."""

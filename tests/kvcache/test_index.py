@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
 
 from extproc.kvcache.index import PrefixIndex
 
@@ -16,7 +17,10 @@ def rows(*numbers):
 
 def chain_of(*steps):
     """Hashes that agree between two chains exactly as far as their steps do."""
-    return [hash(steps[: depth + 1]) & (2**64 - 1) for depth in range(len(steps))]
+    chain = []
+    for step in steps:
+        chain.append(xxh3_64_intdigest(repr(step).encode(), chain[-1] if chain else 0))
+    return chain
 
 
 def test_an_unknown_prefix_matches_nothing():
@@ -141,15 +145,24 @@ def test_bounds_below_one_are_refused(bounds):
 
 def test_the_trunk_is_what_other_requests_went_on_from():
     index = PrefixIndex()
-    index.learn(chain_of(1, 2, 3), 0)
+    index.learn(chain_of(1, 2, 3, "rest"), 0)
 
-    assert index.trunk(chain_of(1, 2, 3, 4)) == 2  # 3 ends what was learned: this request continues it
+    assert index.trunk(chain_of(1, 2, 3, 4, "rest")) == 2  # 3 is where the one before ended: this one goes on
     assert index.trunk(chain_of(1, 2, 9)) == 2  # branches off behind 2
     assert index.trunk(chain_of(9)) == 0
 
-    index.learn(chain_of(1, 2, 3, 4), 0)
+    index.learn(chain_of(1, 2, 3, 4, 5, "rest"), 0)
 
-    assert index.trunk(chain_of(1, 2, 3, 5)) == 3
+    assert index.trunk(chain_of(1, 2, 3, 7)) == 3
+    assert index.trunk(chain_of(1, 2, 3, 4, 5, "rest")) == 4
+
+
+def test_the_trunk_is_common_to_all_endpoints():
+    index = PrefixIndex()
+    index.learn(chain_of(1, 2, "rest"), 0)
+    index.learn(chain_of(1, 2, 3, 4, "rest"), 1)
+
+    assert index.trunk(chain_of(1, 2, 3, 4, 5, "rest")) == 3
 
 
 def test_blocks_that_share_a_hash_do_no_harm():

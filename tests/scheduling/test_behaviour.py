@@ -127,6 +127,35 @@ def test_ten_conversations_of_five_turns_stay_where_they_began_and_spread(how, s
     assert max(pool.counts.values()) <= 15  # three conversations of ten
 
 
+def test_the_same_prompt_again_goes_where_it_was():
+    pool = Pool()
+    prompt = text(random.Random(1), 100)
+
+    assert len({pool.serve(prompt) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize("common", [64, 100, 300, 500])
+def test_prompts_that_share_a_short_beginning_only_spread(common):
+    pool = Pool()
+    draw = random.Random(2)
+    beginning = text(draw, common)
+
+    for _ in range(400):
+        pool.serve(beginning + text(draw, 30))
+
+    assert max(pool.counts.values()) <= 102
+
+
+def test_prompts_that_share_most_of_themselves_stay_together_while_the_engine_is_free():
+    pool = Pool()
+    draw = random.Random(2)
+    beginning = text(draw, 4000)
+
+    rows = {pool.serve(beginning + text(draw, 400)) for _ in range(40)}
+
+    assert len(rows) == 1
+
+
 def test_random_placement_finds_far_less():
     prefix_aware, at_random = Pool(), Pool(scheduler=a_scheduler("random-picker"))
 

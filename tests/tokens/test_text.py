@@ -24,14 +24,28 @@ def a_request(prefix, *, salt=""):
     )
 
 
-def test_only_full_blocks_count():
+def test_full_blocks_count_and_the_rest_once():
     assert TextBlocks().chain(a_request(b"x" * 63), "demo") == []
-    assert len(TextBlocks().chain(a_request(b"x" * 64), "demo")) == 1
-    assert len(TextBlocks().chain(a_request(b"x" * 129), "demo")) == 2
+    assert len(TextBlocks().chain(a_request(b"x" * 64), "demo")) == 2
+    assert len(TextBlocks().chain(a_request(b"x" * 130), "demo")) == 3
+
+
+def test_the_next_turn_has_the_full_blocks_of_the_one_before():
+    one, more = (TextBlocks().chain(a_request(b"x" * size), "demo") for size in (130, 300))
+
+    assert more[:2] == one[:2]
+    assert one[2] not in more
+
+
+def test_the_same_prompt_again_is_told_from_one_with_other_last_words():
+    one, other = (TextBlocks().chain(a_request(b"x" * 64 + tail), "demo") for tail in (b"a", b"b"))
+
+    assert one[0] == other[0]
+    assert one[1] != other[1]
 
 
 def test_equal_blocks_at_different_places_have_different_hashes():
-    first, second = TextBlocks().chain(a_request(b"x" * 128), "demo")
+    first, second, _rest = TextBlocks().chain(a_request(b"x" * 128), "demo")
 
     assert first != second
 
@@ -41,9 +55,10 @@ def test_chains_are_cut_at_the_bound():
 
 
 def test_the_hashes_do_not_change_between_releases():  # pickers that share what they learned must agree
-    assert TextBlocks(block_bytes=4).chain(a_request(b"abcdefgh"), "demo") == [
+    assert TextBlocks(block_bytes=4).chain(a_request(b"abcdefghi"), "demo") == [
         2215602641716741760,
         5997345507483937363,
+        11678388662372768658,
     ]
 
 
@@ -60,7 +75,7 @@ def test_models_adapters_and_salts_have_chains_of_their_own():
 
 
 def test_a_lone_surrogate_in_a_salt_is_no_obstacle():
-    assert len(TextBlocks().chain(a_request(b"x" * 64, salt="\ud800"), "demo\udfff")) == 1
+    assert len(TextBlocks().chain(a_request(b"x" * 64, salt="\ud800"), "demo\udfff")) == 2
 
 
 @given(st.binary(max_size=400), st.binary(max_size=400), st.binary(max_size=400), st.integers(1, 80))
@@ -69,12 +84,11 @@ def test_chains_agree_exactly_as_far_as_the_full_blocks_do(head, one, other, siz
     left, right = blocks.chain(a_request(head + one), "m"), blocks.chain(a_request(head + other), "m")
     common = sum(1 for _ in takewhile_equal(left, right))
 
+    whole, another = head + one, head + other
     agree = 0
-    while (agree + 1) * size <= min(len(head + one), len(head + other)) and (head + one)[: (agree + 1) * size] == (
-        head + other
-    )[: (agree + 1) * size]:
+    while (end := (agree + 1) * size) <= min(len(whole), len(another)) and whole[:end] == another[:end]:
         agree += 1
-    assert common == agree
+    assert common == agree + (whole == another and len(whole) >= size)
 
 
 def takewhile_equal(left, right):
