@@ -1,1 +1,273 @@
-"""The picker's process."""
+"""The picker's process: builds everything, passes it down, serves until it is told to stop.
+
+    python -m extproc --socket /run/picker.sock --cluster-socket /run/cluster.sock
+
+Exit status: 0 after SIGTERM or SIGINT, 1 for a configuration or an address that cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import itertools
+import logging
+import random
+import secrets
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import uvloop
+from aiohttp import web
+
+from extproc.adapters import admin, logs, settings, telemetry
+from extproc.adapters.desk import Desk
+from extproc.adapters.follow import Follower
+from extproc.adapters.scrape import Scraper
+from extproc.adapters.transport import access_log, ext_proc, health, serving
+from extproc.adapters.transport.calls import Limits
+from extproc.adapters.world import KINDS, WorldView
+from extproc.director import Director, World
+from extproc.errors import ConfigError
+from extproc.kvcache.index import PrefixIndex
+from extproc.scheduling import config
+from extproc.scheduling.endpoints import EndpointTable
+from extproc.traffic.ledger import Ledger
+from extproc.traffic.pools import Pools
+from matrixinfer.cluster.feed import Feed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from prometheus_client.metrics_core import Metric
+
+    from extproc.adapters.transport.calls import Service
+
+_LOG = logging.getLogger("extproc")
+_EXPIRE_EVERY_S: Final = 5.0
+_DRAIN_S: Final = 10.0
+_MAX_BODY: Final = 32 << 20  # a prompt of a million tokens is 4 to 6 MB; the rest is room for images
+_ENVELOPE: Final = 1 << 20  # headers and metadata around a body
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the picker."""
+    args = _arguments(argv)
+    logs.configure(args.log_level)
+    try:
+        uvloop.run(_Picker(args).run())
+    except (ConfigError, OSError, ValueError) as error:
+        _LOG.error("the picker cannot start: %s", error)
+        return 1
+    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m extproc", description="MatrixInfer's endpoint picker.")
+    add = parser.add_argument
+    add("--socket", required=True, help="where Envoy finds us: a path, unix:/path or host:port")
+    add("--cluster-socket", type=Path, required=True, help="Unix socket of the cluster's feed")
+    add("--config", type=Path, help="EndpointPickerConfig (YAML), followed when it changes; default: built in")
+    add("--metrics-host", default="0.0.0.0")
+    add("--metrics-port", type=int, default=9090, help="/metrics and /healthz; 0: any free port")
+    add("--admin-port", type=int, default=15000, help="admin pages, on loopback only; 0: any free port")
+    add("--health-port", type=int, help="gRPC health over TCP as well; default: on --socket only")
+    add("--transport", choices=("ngh2", "grpc"), default="ngh2", help="the gRPC server; grpc is the slower reference")
+    add("--max-body-bytes", type=int, default=_MAX_BODY, help="larger bodies are answered 413")
+    add(
+        "--no-usage",
+        action="store_true",
+        help="do not ask streams for usage: for gateways that cannot hide it from clients",
+    )
+    add("--access-log", action="store_true", help="log every request; otherwise only what went wrong")
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    return parser.parse_args(argv)
+
+
+class _Picker:
+    """Everything in the process."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._settings = settings.Settings(args.config)
+        table = EndpointTable()
+        self._world = World(table, Pools(table), Ledger(table), _index(self._settings.current))
+        numbers, process = itertools.count(1), secrets.token_hex(4)
+        draw = random.Random()  # noqa: S311 - chance for balance, not for secrets
+        self._director = Director(
+            self._world,
+            scheduler=config.build(self._settings.current),
+            blocks=settings.blocks(self._settings.current),
+            clock=time.monotonic,
+            draw=draw,
+            tickets=lambda: f"{process}-{next(numbers):x}",
+            ask_usage=not args.no_usage,
+        )
+        self._view = WorldView(self._world, self._director)
+        self._scraper = Scraper(table, self._view, clock=time.monotonic, draw=draw)
+        self._telemetry = telemetry.Telemetry(self._world, self._director.routes_know)
+        self._desk = Desk(self._director, self._telemetry, access_log=args.access_log)
+        self._exchanges = ext_proc.ExtProcService(self._desk, max_body_bytes=args.max_body_bytes)
+        self._health = health.HealthService()
+        self._telemetry.add_source(self._metrics)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        self._follower = Follower(Feed(self._args.cluster_socket), self._view, KINDS)
+        async with AsyncExitStack() as stack:
+            await self._open_pages(stack)
+            for name, work in (
+                ("cluster", self._follower.run),
+                ("scrape", self._scraper.run),
+                ("config", lambda: self._settings.follow(self._use)),
+                ("expire", self._expire),
+            ):
+                task = asyncio.create_task(_kept_up(name, work), name=name)
+                stack.push_async_callback(_cancelled, task)
+            await _first(self._follower.synced.wait(), stop.wait())
+            if not stop.is_set():
+                await self._serve(stop)
+
+    async def _serve(self, stop: asyncio.Event) -> None:
+        """Answer Envoy; it is only let in when there is something to answer."""
+        args = self._args
+        limits = Limits(max_message_bytes=args.max_body_bytes + _ENVELOPE)
+        services: dict[str, Service] = {
+            ext_proc.METHOD: self._exchanges,
+            access_log.METHOD: access_log.AccessLogService(self._desk.settle),
+            **self._health.methods(),
+        }
+        address = args.socket if ":" in args.socket else f"unix:{args.socket}"
+        servers = [await serving.serve(address, services, transport=args.transport, limits=limits)]
+        if args.health_port is not None:
+            servers.append(
+                await serving.serve(f"0.0.0.0:{args.health_port}", self._health.methods(), transport=args.transport)
+            )
+        self._health.set_ready(ready=True)
+        _tame_collector()
+        _LOG.info("serving", extra={"addresses": [server.address for server in servers]})
+        await stop.wait()
+        _LOG.info("stopping", extra={"open": len(self._world.ledger)})
+        self._health.set_ready(ready=False)
+        await asyncio.gather(*(server.stop(_DRAIN_S) for server in servers))
+
+    async def _open_pages(self, stack: AsyncExitStack) -> None:
+        shown = admin.Shown(
+            world=self._world,
+            director=self._director,
+            view=self._view,
+            clock=time.monotonic,
+            config=self._settings.described,
+            ready=self._follower.synced.is_set,
+            registry=telemetry.registry(self._telemetry),
+        )
+        for name, host, port, pages in (
+            ("admin", "127.0.0.1", self._args.admin_port, True),
+            ("metrics", self._args.metrics_host, self._args.metrics_port, False),
+        ):
+            runner = web.AppRunner(admin.application(shown, pages=pages), access_log=None)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, host, port).start()
+            _LOG.info("listening", extra={"what": name, "address": runner.addresses[0]})
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRE_EVERY_S)
+            self._desk.expire()
+
+    def _use(self, current: config.Config) -> None:
+        """Schedule by a new configuration; what is known of engines and prefixes stays."""
+        self._world.index.resize(per_endpoint=current.prefix.lru_capacity_per_server, total=self._world.index.total)
+        self._director.use_scheduler(config.build(current), settings.blocks(current))
+
+    def _metrics(self) -> Iterable[Metric]:
+        """Yield what the parts count for themselves."""
+        states = self._follower.states
+        scrapes, settled = self._scraper.counts, self._settings
+        yield telemetry.gauge(
+            "matrixinfer_feed_connected", "1 if every kind is followed.", all(s.connected for s in states.values())
+        )
+        yield telemetry.counter(
+            "matrixinfer_feed_breaks",
+            "Times that the source broke off.",
+            {(k.kind,): s.breaks for k, s in states.items()},
+            ("kind",),
+        )
+        yield telemetry.counter(
+            "matrixinfer_feed_events", "Changes seen.", {(k.kind,): s.events for k, s in states.items()}, ("kind",)
+        )
+        yield telemetry.gauge(
+            "matrixinfer_resource_problems", "Resources that cannot be used.", len(self._view.problems)
+        )
+        yield telemetry.counter(
+            "matrixinfer_scrapes",
+            "Metrics pages asked for, by result.",
+            {("ok",): scrapes.pages, ("unreadable",): scrapes.unreadable, ("failed",): scrapes.failures},
+            ("result",),
+        )
+        yield telemetry.counter(
+            "matrixinfer_config_loads",
+            "Configurations read, by result.",
+            {("ok",): settled.loads, ("refused",): settled.failures},
+            ("result",),
+        )
+        yield telemetry.gauge("matrixinfer_config_problem", "1 while the file cannot be used.", bool(settled.problem))
+        exchanges = self._exchanges
+        yield telemetry.counter("matrixinfer_exchanges", "ext_proc streams opened.", {(): exchanges.exchanges})
+        yield telemetry.counter(
+            "matrixinfer_exchange_errors",
+            "Bugs, and messages out of turn.",
+            {("bug",): exchanges.bugs, ("protocol",): exchanges.protocol_errors},
+            ("kind",),
+        )
+
+
+def _index(current: config.Config) -> PrefixIndex:
+    return PrefixIndex(per_endpoint=current.prefix.lru_capacity_per_server)
+
+
+def _tame_collector() -> None:
+    """Let the cycle collector run seldom: requests leave no cycles behind, and what was built at the start stays.
+
+    By default it looks at the youngest objects every 700 allocations (ten times a request here), and sometimes at
+    everything. Frozen objects are never looked at again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+async def _kept_up(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run a background task for good; one that breaks is logged and begins again."""
+    while True:
+        try:
+            return await work()
+        except Exception:  # noqa: BLE001 - the root of a task: a bug here must not stop requests
+            _LOG.exception("a background task broke; it begins again", extra={"task": name})
+            await asyncio.sleep(1.0)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def _first(*awaited: Awaitable[object]) -> None:
+    """Wait for the first of these; the others are given up."""
+    tasks = [asyncio.ensure_future(each) for each in awaited]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

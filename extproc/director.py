@@ -97,6 +97,10 @@ class Director:
         self.routes = routes
         self._listing = listing.listing(routes.models())
 
+    def routes_know(self, model: str) -> bool:
+        """Tell whether a route names `model`."""
+        return self.routes.knows(model)
+
     def use_scheduler(self, scheduler: Scheduler, blocks: PrefixBlocks) -> None:
         """Schedule with these from now on; the table and the index stay."""
         self._scheduler = scheduler
