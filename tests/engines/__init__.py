@@ -1,0 +1,1 @@
+"""Real engines: how to run them for the contract tests."""

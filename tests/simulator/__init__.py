@@ -1,0 +1,1 @@
+"""The engine simulator: its parts, and its likeness to vLLM."""
