@@ -46,6 +46,11 @@ class StringMatch(Owned):
         str | None,
         Field(
             max_length=1024,
+            json_schema_extra={
+                "x-kubernetes-validations": [
+                    {"rule": "''.matches(self) ? true : true", "message": "must be a regular expression of RE2"}
+                ]
+            },
             description="A regular expression that occurs in the value (RE2 syntax, not anchored: write ^ and $ to match "
             "all of it). RE2 has no lookaround and no backreferences.",
         ),
@@ -61,11 +66,11 @@ class StringMatch(Owned):
         return self.regex is None or re2.compile_pattern(self.regex).search(value)
 
 
-_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
+_HEADER_NAME: Final = r"^[A-Za-z0-9!#$%&*+.^_|~-]+$"
 
 
 def _header_name(name: str) -> str:
-    if not _HEADER_NAME.fullmatch(name):
+    if not re.fullmatch(_HEADER_NAME, name):
         raise PydanticCustomError("header_name", "is not a header name: write letters, digits and '-'")
     return name
 
@@ -86,6 +91,14 @@ class ModelMatch(Owned):
         dict[HeaderName, StringMatch],
         Field(
             max_length=16,
+            json_schema_extra={
+                "x-kubernetes-validations": [
+                    {
+                        "rule": f"self.all(name, name.matches(r'{_HEADER_NAME}'))",
+                        "message": "every key must be a header name: letters, digits and '-'",
+                    }
+                ]
+            },
             description="Conditions on headers by name, in any case; all must hold. A header that is missing counts as "
             "empty.",
         ),

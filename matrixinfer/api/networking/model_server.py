@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 
 from matrixinfer.api import dataplane
 from matrixinfer.api.meta import INT32, INT64, Conditions, Duration, ObjectMeta, Owned, Status
-from matrixinfer.api.names import LABEL_VALUE_PATTERN, LabelKey, LabelValue
+from matrixinfer.api.names import LABEL_KEY_PATTERN, LABEL_VALUE_PATTERN, LabelKey, LabelValue
 
 if TYPE_CHECKING:
     from matrixinfer.api.core import Pod
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 _PORT_MAX: Final = 65535
 
 Labels = dict[LabelKey, LabelValue]
-_LABELS_SCHEMA: Final = {"additionalProperties": {"type": "string", "maxLength": 63, "pattern": LABEL_VALUE_PATTERN}}
+_LABELS_SCHEMA: Final = {
+    "additionalProperties": {"type": "string", "maxLength": 63, "pattern": LABEL_VALUE_PATTERN},
+    "x-kubernetes-validations": [
+        {
+            "rule": f"self.all(key, size(key) <= 317 && key.matches(r'{LABEL_KEY_PATTERN}'))",
+            "message": "every key must be a label key: `name` or `example.com/name`, of letters, digits, '-', '_' and '.'",
+        }
+    ],
+}
 
 
 class PDGroup(Owned):
@@ -28,6 +36,7 @@ class PDGroup(Owned):
         Field(
             min_length=1,
             max_length=317,
+            json_schema_extra={"pattern": LABEL_KEY_PATTERN},
             description="Label key whose value names the group: prefill and decode pods with equal values work together.",
         ),
     ]
