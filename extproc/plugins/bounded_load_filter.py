@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from extproc.scheduling.framework import parameter
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from extproc.scheduling.framework import Cycle
@@ -43,5 +44,5 @@ class BoundedLoadFilter:
     def keep(self, cycle: Cycle) -> NDArray[np.bool_]:
         """Mark the candidates that stay, shape (n,)."""
         active = cycle.table.inflight[cycle.rows]
-        fair = (int(active.sum()) + 1) / len(active)
+        fair = (int(np.add.reduce(active)) + 1) / len(active)
         return active < max(self.params.min_requests, ceil(self.params.load_factor * fair))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from extproc.scheduling.framework import NoParams
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from extproc.scheduling.framework import Cycle
@@ -30,5 +31,4 @@ class KvCacheUtilizationScorer:
 
     def score(self, cycle: Cycle) -> NDArray[np.float64]:
         """Return the scores, shape (n,)."""
-        usage = cycle.table.kv_usage[cycle.rows]
-        return (1.0 - usage).clip(0.0, 1.0)
+        return np.maximum(1.0 - cycle.table.kv_usage[cycle.rows], 0.0)

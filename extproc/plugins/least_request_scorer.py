@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from extproc.scheduling.framework import parameter
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from extproc.scheduling.framework import Cycle
@@ -38,4 +39,4 @@ class LeastRequestScorer:
     def score(self, cycle: Cycle) -> NDArray[np.float64]:
         """Return the scores, shape (n,)."""
         active = cycle.table.inflight[cycle.rows]
-        return 1.0 - active / max(int(active.max()), self.params.scale_requests)
+        return 1.0 - active / max(int(np.maximum.reduce(active)), self.params.scale_requests)

@@ -10,6 +10,8 @@ import numpy as np
 from extproc.scheduling.framework import parameter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from extproc.scheduling.framework import Cycle, Draw
@@ -41,17 +43,26 @@ class MaxScorePicker:
 
 
 def best_first(scores: NDArray[np.float64], count: int, draw: Draw) -> NDArray[np.intp]:
-    """Return positions of the `count` best of `scores` (shape (n,)), best first, ties in random order."""
+    """Return positions of the `count` best of `scores` (shape (n,), finite), best first, ties in random order."""
     n = len(scores)
     if n <= _FEW:
-        keys = [(-score, draw.random(), at) for at, score in enumerate(scores.tolist())]
-        keys.sort()
-        return np.array([at for _score, _draw, at in keys[:count]], dtype=np.intp)
+        return np.array(_sorted(scores.tolist(), range(n), draw)[:count], dtype=np.intp)
+    if count < n:
+        worst = np.partition(scores, n - count)[n - count]
+        best = np.flatnonzero(scores >= worst)
+        if len(best) <= _FEW:
+            return np.array(_sorted(scores[best].tolist(), best.tolist(), draw)[:count], dtype=np.intp)
     left = scores.copy()
     chosen = []
     for _ in range(min(count, n)):
         ties = np.flatnonzero(left == left.max())
-        best = ties[int(draw.random() * len(ties))]
-        chosen.append(best)
-        left[best] = -np.inf
+        first = ties[int(draw.random() * len(ties))]
+        chosen.append(first)
+        left[first] = -np.inf
     return np.array(chosen, dtype=np.intp)
+
+
+def _sorted(scores: list[float], positions: Iterable[int], draw: Draw) -> list[int]:
+    keys = [(-score, draw.random(), at) for score, at in zip(scores, positions, strict=True)]
+    keys.sort()
+    return [at for _score, _draw, at in keys]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extproc.plugins.prefix_cache_scorer import continues, counts
+from extproc.plugins.prefix_cache_scorer import least_match
 from extproc.scheduling.framework import parameter
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ class NoHitLruScorer:
             return np.ones(1)
         self._cover(cycle)
         last = self._last[cycle.rows]
-        return 1.0 - np.searchsorted(np.sort(last), last) / (n - 1)
+        ranked = last.copy()
+        ranked.sort()
+        return 1.0 - ranked.searchsorted(last) / (n - 1)
 
     def observe(self, cycle: Cycle, row: int) -> None:
         """Remember where a cold request went."""
@@ -61,12 +63,10 @@ class NoHitLruScorer:
             self._last[row] = self._count
 
     def _cold(self, cycle: Cycle) -> bool:
-        if not cycle.matched.any():
-            return True
-        params = self.params
-        if not (params.min_trunk_share or params.min_trunk_tokens):
-            return False
-        return not (continues(cycle) | counts(cycle, params.min_trunk_share, params.min_trunk_tokens)).any()
+        best = int(np.maximum.reduce(cycle.matched))
+        if best == 0 or cycle.trunk < best < cycle.blocks - 1:
+            return best == 0
+        return best < least_match(cycle, self.params.min_trunk_share, self.params.min_trunk_tokens)
 
     def _cover(self, cycle: Cycle) -> None:
         size = len(cycle.table.endpoints)

@@ -29,7 +29,8 @@ class PrefixCacheScorer:
     goes on from is a trunk: a system prompt, a chat template. Below either of the two it scores 0, so that new
     conversations that share only a beginning spread over the endpoints. A trunk is followed when it saves more than
     it leaves to do (Preble's rule, ICLR 2025); 128 tokens are prefilled in about 10 ms.
-    `minContinuationScore` 0.5: an earlier request that this one goes on from scores at least this. It is the next
+    `minContinuationScore` 0.5: an earlier request that this one goes on from (trunk < m < b - 1: its full blocks end
+    there, and this one has more; the last of the b blocks is the rest behind the full ones) scores at least this. It is the next
     turn of a conversation, and the engine holds the answer in between, too, of which we know nothing.
     Source: llm-d's prefix-cache-scorer.
     """
@@ -52,7 +53,7 @@ class PrefixCacheScorer:
 
     def score(self, cycle: Cycle) -> NDArray[np.float64]:
         """Return the scores, shape (n,)."""
-        if not cycle.blocks:
+        if not np.count_nonzero(cycle.matched):
             return np.zeros(len(cycle.rows))
         params = self.params
         ratio = cycle.matched / cycle.blocks
@@ -60,21 +61,15 @@ class PrefixCacheScorer:
         if params.match_length_weight:
             length = np.minimum(ratio * (cycle.request.prompt_tokens / params.match_length_scale_tokens), 1.0)
             score = params.match_length_weight * length * length + (1.0 - params.match_length_weight) * ratio
-        if params.min_trunk_share or params.min_trunk_tokens or params.min_continuation_score:
-            trunk = np.where(counts(cycle, params.min_trunk_share, params.min_trunk_tokens), score, 0.0)
-            score = np.where(continues(cycle), np.maximum(score, params.min_continuation_score), trunk)
-        return score
+        trunk = score
+        if params.min_trunk_share or params.min_trunk_tokens:
+            trunk = score * (cycle.matched >= least_match(cycle, params.min_trunk_share, params.min_trunk_tokens))
+        goes_on = (cycle.matched > cycle.trunk) & (cycle.matched < cycle.blocks - 1)
+        if np.count_nonzero(goes_on):
+            return np.where(goes_on, np.maximum(score, params.min_continuation_score), trunk)
+        return trunk
 
 
-def continues(cycle: Cycle) -> NDArray[np.bool_]:
-    """Mark the candidates that hold an earlier request up to its end, from which this one goes on; shape (n,).
-
-    The last of the blocks is the rest behind the full ones: to go on is to have a full block more.
-    """
-    return (cycle.matched > cycle.trunk) & (cycle.matched < cycle.blocks - 1)
-
-
-def counts(cycle: Cycle, share: float, tokens: int) -> NDArray[np.bool_]:
-    """Mark the candidates that hold the whole prompt, or `share` of it and so many `tokens`; shape (n,)."""
-    least = max(share, tokens / max(cycle.request.prompt_tokens, 1)) * cycle.blocks
-    return cycle.matched >= min(least, cycle.blocks)
+def least_match(cycle: Cycle, share: float, tokens: int) -> float:
+    """Return how many blocks are `share` of the prefix and `tokens` at least, or all of them."""
+    return min(max(share, tokens / max(cycle.request.prompt_tokens, 1)), 1.0) * cycle.blocks

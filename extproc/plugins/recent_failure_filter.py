@@ -31,4 +31,4 @@ class RecentFailureFilter:
     def keep(self, cycle: Cycle) -> NDArray[np.bool_]:
         """Mark the candidates that stay, shape (n,)."""
         keep = cycle.table.avoid_until[cycle.rows] <= cycle.now
-        return keep if keep.any() else np.ones(len(keep), dtype=np.bool_)
+        return keep if np.count_nonzero(keep) else np.ones(len(keep), dtype=np.bool_)

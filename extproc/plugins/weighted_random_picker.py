@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from extproc.scheduling.framework import Cycle
 
+_LARGEST = np.finfo(np.float64).max
 _NOTHING = 1e-300  # scores below it count as 0; the division stays finite
 
 
@@ -42,6 +43,6 @@ class WeightedRandomPicker:
     def order(self, cycle: Cycle, scores: NDArray[np.float64]) -> NDArray[np.intp]:
         """Return positions, first drawn first; shape (min(n, maxNumOfEndpoints),)."""
         draws = np.array([1.0 - cycle.draw.random() for _ in scores])
-        keys = np.full(len(scores), -np.inf)
+        keys = np.full(len(scores), -_LARGEST)
         np.divide(np.log(draws), scores, out=keys, where=scores > _NOTHING)
         return best_first(keys, self.params.max_num_of_endpoints, cycle.draw)

@@ -87,7 +87,7 @@ def test_the_trace_shows_each_score_and_why_the_winner_won():
 def test_a_win_without_a_lead_is_explained(endpoints, reason):
     result = a_scheduler("queue-scorer", "max-score-picker").schedule(a_cycle(*endpoints), trace=True)
 
-    assert result.trace.reason.startswith(reason)
+    assert result.trace.reason().startswith(reason)
 
 
 def test_a_choice_against_the_scores_is_said_to_be_one():
@@ -96,8 +96,8 @@ def test_a_choice_against_the_scores_is_said_to_be_one():
 
     trace = scheduler.schedule(cycle, trace=True).trace
 
-    assert trace.candidates[0].address == "10.0.0.0:8000"
-    assert trace.reason == "chosen by round-robin-picker, not for its score"
+    assert trace.candidates()[0].address == "10.0.0.0:8000"
+    assert trace.reason() == "chosen by round-robin-picker, not for its score"
 
 
 def test_a_trace_changes_nothing_in_the_choice():
@@ -141,6 +141,6 @@ def test_the_default_profile_always_finds_an_endpoint(endpoints, trunk):
     result = the_default_scheduler().schedule(a_cycle(*endpoints, blocks=20, trunk=trunk), trace=True)
 
     assert 1 <= len(result.rows) <= 4
-    assert len(result.trace.candidates) == len(endpoints)
+    assert len(result.trace.candidates()) == len(endpoints)
     failed = [facts["avoid_until"] > 100 for facts in endpoints]
     assert all(failed) or not any(failed[row] for row in result.rows)
