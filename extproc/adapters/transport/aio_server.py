@@ -1,7 +1,8 @@
 """gRPC by grpc.aio: the transport for TLS and for the network, and the second opinion beside nghttp2.
 
 Raw bytes by generic handlers, no generated stubs. A call runs in two tasks: the handler's own writes what the listener
-queues, a second one reads. Memory over all calls is bounded only by `max_streams` times the message limit here.
+queues, a second one reads. What it does less well than nghttp2: memory over all calls is bounded only by `max_streams`
+times the message limit, and a stop cancels calls that arrived in its last moment.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-import grpc
-import grpc.aio
+import grpc  # type: ignore[import-untyped]  # grpcio ships no types
+import grpc.aio  # type: ignore[import-untyped]
 
 from extproc.adapters.transport import listening
 from extproc.adapters.transport.calls import Limits, Listener, Service, Status, Tls

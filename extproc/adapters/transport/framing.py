@@ -39,14 +39,14 @@ class Reassembler:
         self.held = 0  # bytes of an unfinished message
 
     def feed(self, data: bytes, limit: int) -> list[bytes]:
-        """Return the messages that `data` completes. Raises FramingError; the call is over then."""
+        """Return the messages that `data` completes. Raises FramingError and holds nothing then."""
         if self._pieces:
             self._pieces.append(data)
             self.held += len(data)
             if self.held < self._need:
                 return []
             data = b"".join(self._pieces)
-            self._pieces = []
+            self.drop()
         found: list[bytes] = []
         position, end = 0, len(data)
         while end - position >= PREFIX_BYTES:
@@ -63,9 +63,12 @@ class Reassembler:
             position = start + size
         if position < end:
             self._hold(data[position:], PREFIX_BYTES)
-        else:
-            self.held = 0
         return found
+
+    def drop(self) -> None:
+        """Forget an unfinished message."""
+        self._pieces = []
+        self.held = 0
 
     def _hold(self, rest: bytes, need: int) -> None:
         self._pieces = [rest]

@@ -115,6 +115,8 @@ class NgCall:
 
     def _over(self) -> None:
         self.done = True
+        if self.messages.held:
+            self._connection.release(self.messages)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -169,7 +171,6 @@ class Connection(asyncio.Protocol):
             return
         self._transport = None
         for call in list(self._calls.values()):
-            self._release(call)
             call.lost()
         self._calls.clear()
         self._server.forget(self)
@@ -256,7 +257,6 @@ class Connection(asyncio.Protocol):
     def _stream_closed(self, event: Any) -> None:
         call = self._calls.pop(event.stream_id, None)
         if call is not None:
-            self._release(call)
             call.lost()
         if self._drain is _Drain.LAST and not self._calls:
             self.flush_soon()
@@ -268,10 +268,10 @@ class Connection(asyncio.Protocol):
         server, pieces, listener = self._server, call.messages, call.listener
         if listener is None:
             return
-        before = pieces.held
+        server.held -= pieces.held
         try:
             found = pieces.feed(data, server.limits.max_message_bytes)
-            server.held += pieces.held - before
+            server.held += pieces.held
             for message in found:
                 listener.on_message(message)
                 if call.done:
@@ -300,9 +300,10 @@ class Connection(asyncio.Protocol):
             if call.listener is not None:
                 self.guarded(call, call.listener.on_cancel)
 
-    def _release(self, call: NgCall) -> None:
-        self._server.held -= call.messages.held
-        call.messages.held = 0
+    def release(self, pieces: Reassembler) -> None:
+        """Drop the unfinished message of a call that is over."""
+        self._server.held -= pieces.held
+        pieces.drop()
 
     def guarded(self, call: NgCall, tell: Any) -> None:
         """Tell a listener; its bug ends its call only."""
