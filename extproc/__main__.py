@@ -26,7 +26,6 @@ from aiohttp import web
 
 from extproc.adapters import admin, logs, settings, telemetry
 from extproc.adapters.desk import Desk
-from extproc.adapters.follow import Follower
 from extproc.adapters.scrape import Scraper
 from extproc.adapters.transport import access_log, ext_proc, health, serving
 from extproc.adapters.transport.calls import Limits
@@ -39,6 +38,7 @@ from extproc.scheduling.endpoints import EndpointTable
 from extproc.traffic.ledger import Ledger
 from extproc.traffic.pools import Pools
 from matrixinfer.cluster.feed import Feed
+from matrixinfer.cluster.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -108,6 +108,9 @@ class _Picker:
             ask_usage=not args.no_usage,
         )
         self._view = WorldView(self._world, self._director)
+        feed = Feed(args.cluster_socket)
+        self._stores = [Store(feed, kind) for kind in KINDS]
+        self._synced = False
         self._scraper = Scraper(table, self._view, clock=time.monotonic, draw=draw)
         self._telemetry = telemetry.Telemetry(self._world, self._director.routes_know)
         self._desk = Desk(self._director, self._telemetry, access_log=args.access_log)
@@ -120,20 +123,28 @@ class _Picker:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        self._follower = Follower(Feed(self._args.cluster_socket), self._view, KINDS)
+        for store in self._stores:
+            self._view.follow(store)
         async with AsyncExitStack() as stack:
             await self._open_pages(stack)
             for name, work in (
-                ("cluster", self._follower.run),
+                *((store.kind.plural, store.run) for store in self._stores),
                 ("scrape", self._scraper.run),
                 ("config", lambda: self._settings.follow(self._use)),
                 ("expire", self._expire),
             ):
                 task = asyncio.create_task(_kept_up(name, work), name=name)
                 stack.push_async_callback(_cancelled, task)
-            await _first(self._follower.synced.wait(), stop.wait())
-            if not stop.is_set():
+            await _first(self._sync(), stop.wait())
+            if self._synced and not stop.is_set():
                 await self._serve(stop)
+
+    async def _sync(self) -> None:
+        """Wait until the world is known."""
+        for store in self._stores:
+            await store.synced()
+        self._view.rebuild()
+        self._synced = True
 
     async def _serve(self, stop: asyncio.Event) -> None:
         """Answer Envoy; it is only let in when there is something to answer."""
@@ -165,7 +176,7 @@ class _Picker:
             view=self._view,
             clock=time.monotonic,
             config=self._settings.described,
-            ready=self._follower.synced.is_set,
+            ready=lambda: self._synced,
             registry=telemetry.registry(self._telemetry),
         )
         for name, host, port, pages in (
@@ -190,20 +201,11 @@ class _Picker:
 
     def _metrics(self) -> Iterable[Metric]:
         """Yield what the parts count for themselves."""
-        states = self._follower.states
         scrapes, settled = self._scraper.counts, self._settings
-        yield telemetry.gauge(
-            "matrixinfer_feed_connected", "1 if every kind is followed.", all(s.connected for s in states.values())
-        )
-        yield telemetry.counter(
-            "matrixinfer_feed_breaks",
-            "Times that the source broke off.",
-            {(k.kind,): s.breaks for k, s in states.items()},
-            ("kind",),
-        )
-        yield telemetry.counter(
-            "matrixinfer_feed_events", "Changes seen.", {(k.kind,): s.events for k, s in states.items()}, ("kind",)
-        )
+        connected = all(store.connected for store in self._stores)
+        yield telemetry.gauge("matrixinfer_feed_connected", "1 if the cluster is followed.", connected)
+        yield telemetry.counter("matrixinfer_feed_changes", "Changes of resources.", {(): self._view.changes})
+        yield telemetry.counter("matrixinfer_world_rebuilds", "Rebuilds they caused.", {(): self._view.rebuilds})
         yield telemetry.gauge(
             "matrixinfer_resource_problems", "Resources that cannot be used.", len(self._view.problems)
         )

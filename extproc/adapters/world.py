@@ -1,7 +1,7 @@
 """The world as the cluster tells it: Pods, ModelServers and ModelRoutes become endpoints, pools and routes.
 
-Owns the last known state: when the source falls silent, everything stays as it was. A resource that cannot be read keeps
-its last good version, and is listed among the problems. Changes are gathered for a moment and applied together, so that a
+Stores follow the cluster and keep the last known state when it falls silent; `WorldView` is told of every change. A resource
+that cannot be read keeps its last good version, and is listed among the problems. Changes are gathered for a moment and applied together, so that a
 rollout of a hundred pods is one rebuild.
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from extproc.director import Director, World
+    from matrixinfer.cluster.store import Store
 
 _LOG = logging.getLogger(__name__)
 _GATHER_S: Final = 0.01  # far below the second in which an edited route must take effect
@@ -51,7 +52,8 @@ class WorldView:
 
     def __init__(self, world: World, director: Director) -> None:
         self.problems: dict[str, str] = {}  # "Kind namespace/name" -> what is wrong with it
-        self.rebuilds = 0
+        self.changes = 0  # told of
+        self.rebuilds = 0  # made of them
         self._world = world
         self._director = director
         self._seen: dict[str, dict[Name, Any]] = {kind.kind: {} for kind in KINDS}
@@ -63,10 +65,16 @@ class WorldView:
         member = self._members.get(address)
         return "http" if member is None else member.scheme
 
+    def follow(self, store: Store) -> None:
+        """Take what `store` knows and every change of it."""
+        kind = store.kind
+        store.on_change(lambda old, new: self.drop(kind, old) if new is None and old else self.put(kind, new or {}))
+
     def put(self, kind: kinds.Kind, manifest: Mapping[str, Any]) -> None:
         """Take an object that was added or changed."""
         name = _name(manifest)
         label = f"{kind.kind} {name[0]}/{name[1]}"
+        self.changes += 1
         try:
             parsed = _TYPES[kind.kind].model_validate(manifest)
         except ValidationError as error:
@@ -80,18 +88,10 @@ class WorldView:
     def drop(self, kind: kinds.Kind, manifest: Mapping[str, Any]) -> None:
         """Take an object's deletion."""
         name = _name(manifest)
+        self.changes += 1
         self.problems.pop(f"{kind.kind} {name[0]}/{name[1]}", None)
         if self._seen[kind.kind].pop(name, None) is not None:
             self._soon()
-
-    def replace(self, kind: kinds.Kind, manifests: Iterable[Mapping[str, Any]]) -> None:
-        """Take a list of all objects of a kind: what it does not name is gone."""
-        listed = {_name(manifest): manifest for manifest in manifests}
-        for name in self._seen[kind.kind].keys() - listed.keys():
-            del self._seen[kind.kind][name]
-        for manifest in listed.values():
-            self.put(kind, manifest)
-        self._soon()
 
     def rebuild(self) -> None:
         """Bring table, pools and routes in step with what was seen."""

@@ -1,0 +1,85 @@
+"""Engines' metrics pages."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.adapters import pages
+from extproc.adapters.pages import Load
+
+VLLM, SGLANG = pages.NAMES["vLLM"], pages.NAMES["SGLang"]
+RECORDED = Path(__file__).parents[1] / "simulator" / "recordings"
+
+
+def test_a_page_of_vllm():
+    page = b"""# HELP vllm:num_requests_running Number of requests.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="tiny"} 3.0
+vllm:num_requests_waiting{engine="0",model_name="tiny"} 2.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny",reason="capacity"} 9.0
+vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.25
+"""
+
+    assert pages.load(page, VLLM) == Load(waiting=2.0, running=3.0, kv_usage=0.25)
+
+
+def test_ranks_add_up_and_the_fullest_cache_counts():
+    page = b"""vllm:num_requests_running{engine="0",model_name="a}b"} 3
+vllm:num_requests_running{engine="1",model_name="a}b"} 4
+vllm:num_requests_waiting{engine="0",model_name="a}b"} 1
+vllm:num_requests_waiting{engine="1",model_name="a}b"} 0
+vllm:kv_cache_usage_perc{engine="0",model_name="a}b"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="a}b"} 0.75"""
+
+    assert pages.load(page, VLLM) == Load(waiting=1.0, running=7.0, kv_usage=0.75)
+
+
+def test_ranks_that_repeat_each_other_count_once():
+    page = b"""sglang:num_running_reqs{dp_rank="0",model_name="m",pp_rank="0",tp_rank="0"} 3
+sglang:num_running_reqs{dp_rank="0",model_name="m",pp_rank="0",tp_rank="1"} 3
+sglang:num_running_reqs{dp_rank="1",model_name="m",pp_rank="0",tp_rank="0"} 2
+sglang:num_queue_reqs{model_name="m"} 5
+sglang:token_usage{model_name="m"} 0.5
+"""
+
+    assert pages.load(page, SGLANG) == Load(waiting=5.0, running=5.0, kv_usage=0.5)
+
+
+def test_the_older_name_of_the_kv_usage_is_known():
+    page = b"vllm:num_requests_waiting 1\nvllm:gpu_cache_usage_perc 0.5\n"
+
+    assert pages.load(page, VLLM) == Load(waiting=1.0, running=0.0, kv_usage=0.5)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"",
+        b"<html>",
+        b"vllm:num_requests_waiting",
+        b'vllm:num_requests_waiting{a="b" 1',
+        b"vllm:num_requests_waiting NaN",
+        b"vllm:num_requests_waiting -1",
+        b"vllm:num_requests_waiting_total 1",
+        b"# vllm:num_requests_waiting 1",
+    ],
+)
+def test_a_page_that_says_nothing_gives_nothing(page):
+    assert pages.load(page, VLLM) is None
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"vllm:num_requests_running{", b"vllm:num_requests_running "]))
+def test_any_bytes_are_survived(page, start):
+    found = pages.load(start + page, VLLM)
+
+    assert found is None or found.running >= 0
+
+
+def test_a_recorded_page_is_read():
+    recorded = next(RECORDED.rglob("metrics.txt"), None)
+    if recorded is None:
+        pytest.skip("the recordings are not here")
+
+    assert pages.load(recorded.read_bytes(), VLLM) == Load(0.0, 0.0, 0.0)
