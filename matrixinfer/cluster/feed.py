@@ -165,9 +165,11 @@ class _Server:
         seen = str(request.get("since"))
         events = aiter(self._cluster.watch(kind, since=seen, namespace=request.get("namespace")))
         upcoming = asyncio.ensure_future(anext(events))
+        silence_s = 0.0  # the first sign of life comes at once
         try:
             while True:
-                done, _ = await asyncio.wait((upcoming,), timeout=self._heartbeat_s)
+                done, _ = await asyncio.wait((upcoming,), timeout=silence_s)
+                silence_s = self._heartbeat_s
                 if not done:
                     await self._send(writer, EventType.BOOKMARK.value, _bookmark(kind, {"resourceVersion": seen}))
                     continue

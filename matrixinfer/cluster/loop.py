@@ -1,0 +1,258 @@
+"""The one loop: stores -> queue -> reconcile -> perform. It knows no kind; controllers give it theirs.
+
+`reconcile(key, world, now)` is pure and returns a `Plan`. A Conflict or an unreachable cluster puts the key back with a
+growing delay; so does a bug, which is logged with its key. Other keys are not held up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from matrixinfer.api import kinds
+from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus
+from matrixinfer.cluster.protocol import AlreadyExists, ClusterError, Conflict, Key, NotFound, Unavailable
+from matrixinfer.cluster.queue import WorkQueue
+from matrixinfer.cluster.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from matrixinfer.cluster.plan import Action
+    from matrixinfer.cluster.protocol import Cluster, Kind, Manifest
+
+    Reconcile = Callable[[Key, "World", float], Plan]
+    Touches = Callable[[Manifest, "World"], Iterable[Key]]
+
+log = logging.getLogger(__name__)
+
+_LONGEST_NOTE: Final = 1024  # the API's bound
+
+
+class World:
+    """What a reconcile may read: the last known objects of every kind that its controller watches."""
+
+    def __init__(self, stores: Mapping[Kind, Store]) -> None:
+        self._stores = stores
+
+    def get(self, kind: Kind, name: str, namespace: str = "") -> Manifest | None:
+        """Return the object if it stands."""
+        return self._stores[kind].get(name, namespace)
+
+    def all(self, kind: Kind, namespace: str | None = None) -> list[Manifest]:
+        """Return all objects, or those of one namespace, by namespace and name."""
+        return self._stores[kind].all(namespace)
+
+    def select(self, kind: Kind, labels: Mapping[str, str], namespace: str | None = None) -> list[Manifest]:
+        """Return the objects whose labels include these."""
+        return self._stores[kind].select(labels, namespace)
+
+    def owned(self, kind: Kind, uid: str) -> list[Manifest]:
+        """Return the objects that name this owner."""
+        return self._stores[kind].owned(uid)
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """What makes the loop one kind's: how to reconcile, and whose changes touch which keys."""
+
+    name: str  # the manager of the fields it applies, and who its events are from
+    reconcile: Reconcile
+    watches: Mapping[Kind, Touches]
+
+
+def itself(kind: Kind) -> Touches:
+    """Say that a change of an object of this kind touches the object."""
+
+    def touches(manifest: Manifest, _: World) -> Iterable[Key]:
+        meta = manifest["metadata"]
+        return (Key(kind.kind, meta.get("namespace", ""), meta["name"]),)
+
+    return touches
+
+
+def owner(kind: Kind) -> Touches:
+    """Say that a change touches the owner of this kind that controls the object."""
+
+    def touches(manifest: Manifest, _: World) -> Iterable[Key]:
+        meta = manifest["metadata"]
+        namespace = meta.get("namespace", "") if kind.namespaced else ""
+        return [
+            Key(kind.kind, namespace, reference["name"])
+            for reference in meta.get("ownerReferences", ())
+            if reference.get("controller")
+            and reference["kind"] == kind.kind
+            and reference["apiVersion"].partition("/")[0] == kind.api_version.partition("/")[0]
+        ]
+
+    return touches
+
+
+class Loop:
+    """Runs one controller against a cluster. `publish` receives the values of its `Publish` actions."""
+
+    def __init__(  # noqa: PLR0913 - the edge: everything impure is an argument
+        self,
+        cluster: Cluster,
+        controller: Controller,
+        *,
+        publish: Callable[[Any], None] | None = None,
+        workers: int = 1,
+        clock: Callable[[], float] = time.time,
+        draw: Callable[[], float] = random.random,
+        queue: WorkQueue[Key] | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._controller = controller
+        self._publish = publish
+        self._workers = workers
+        self._clock = clock
+        self._draw = draw
+        self._queue: WorkQueue[Key] = queue or WorkQueue()
+        self._stores = {kind: Store(cluster, kind, draw=draw) for kind in controller.watches}
+        self.world = World(self._stores)
+        self._wake = asyncio.Event()
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Work until `stop`, then finish what is being worked on; cancelling breaks off at once."""
+        async with asyncio.TaskGroup() as group:
+            around = [group.create_task(store.run()) for store in self._stores.values()]
+            around.append(group.create_task(self._listen()))
+            await asyncio.wait([group.create_task(self._work()) for _ in range(self._workers)])
+            for task in around:
+                task.cancel()
+
+    def stop(self) -> None:
+        """Take no further key."""
+        self._stopping = True
+        self._wake.set()
+
+    def touch(self, key: Key) -> None:
+        """Reconcile this key soon, for a reason outside the cluster."""
+        self._queue.add(key)
+        self._wake.set()
+
+    async def _listen(self) -> None:
+        """Once the world is complete, turn its objects and their changes into keys."""
+        for store in self._stores.values():
+            await store.synced()
+        for kind, touches in self._controller.watches.items():
+            self._stores[kind].on_change(self._handler(touches))
+
+    def _handler(self, touches: Touches) -> Callable[[Manifest | None, Manifest | None], None]:
+        def changed(old: Manifest | None, new: Manifest | None) -> None:
+            for manifest in (old, new):
+                if manifest is not None:
+                    for key in touches(manifest, self.world):
+                        self.touch(key)
+
+        return changed
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            key = self._queue.pop(loop.time())
+            if key is None:
+                await self._wait(loop)
+                continue
+            try:
+                await self._reconcile(key, loop)
+            finally:
+                self._queue.done(key)
+
+    async def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._wake.clear()
+        due = self._queue.next_due()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), None if due is None else max(due - loop.time(), 0))
+
+    async def _reconcile(self, key: Key, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            plan = self._controller.reconcile(key, self.world, self._clock())
+            for action in plan.actions:
+                await self._perform(action)
+        except (Conflict, Unavailable) as error:
+            delay_s = self._queue.retry(key, loop.time(), self._draw())
+            log.info("%s: %s: %s; again in %.2f s", self._controller.name, key, error, delay_s)
+        except Exception:  # a bug, or a refusal that is one: this task's root
+            delay_s = self._queue.retry(key, loop.time(), self._draw())
+            log.exception("%s: %s failed; again in %.2f s", self._controller.name, key, delay_s)
+        else:
+            self._queue.forget(key)
+            if plan.requeue_after_s is not None:
+                self._queue.add_at(key, loop.time() + plan.requeue_after_s)
+
+    async def _perform(self, action: Action) -> None:
+        name = self._controller.name
+        match action:
+            case Apply(kind, manifest, force):
+                await self._cluster.apply(kind, manifest, manager=name, force=force)
+            case ApplyStatus(kind, manifest, force):
+                with contextlib.suppress(NotFound):  # deleted meanwhile: there is no status to write
+                    await self._cluster.apply_status(kind, manifest, manager=name, force=force)
+            case SetStatus(kind, manifest):
+                with contextlib.suppress(NotFound):
+                    await self._cluster.update_status(kind, manifest)
+            case Delete():
+                await self._delete(action)
+            case Emit():
+                await self._emit(action)
+            case Publish(value):
+                if self._publish is None:
+                    raise TypeError(f"{name} publishes, but its loop was built without `publish`")
+                self._publish(value)
+
+    async def _delete(self, action: Delete) -> None:
+        with contextlib.suppress(NotFound):
+            await self._cluster.delete(
+                action.kind,
+                action.name,
+                action.namespace,
+                uid=action.uid,
+                propagation=action.propagation,
+                grace_period_s=action.grace_period_s,
+            )
+
+    async def _emit(self, emit: Emit) -> None:
+        """Create the Event, or count one more of it. What is only said may fail: it is logged."""
+        event = _event(emit, self._controller.name, self._clock())
+        meta = event["metadata"]
+        try:
+            try:
+                await self._cluster.create(kinds.EVENT, event)
+            except AlreadyExists:
+                stands = await self._cluster.get(kinds.EVENT, meta["name"], meta["namespace"])
+                count = stands.get("series", {}).get("count", 1) + 1
+                series = {"count": count, "lastObservedTime": event["eventTime"]}
+                await self._cluster.update(kinds.EVENT, stands | {"series": series})
+        except ClusterError as error:
+            log.warning("%s: an event could not be written: %s: %s", self._controller.name, error, emit.message)
+
+
+def _event(emit: Emit, name: str, now: float) -> Manifest:
+    about = emit.about["metadata"]
+    same = "\0".join((about.get("uid", ""), name, emit.type, emit.reason, emit.message))
+    suffix = hashlib.sha256(same.encode()).hexdigest()[:16]
+    regarding = {"apiVersion": emit.about["apiVersion"], "kind": emit.about["kind"], "name": about["name"]}
+    regarding |= {member: about[member] for member in ("namespace", "uid", "resourceVersion") if member in about}
+    return {
+        "apiVersion": kinds.EVENT.api_version,
+        "kind": kinds.EVENT.kind,
+        "metadata": {"name": f"{about['name']}.{suffix}", "namespace": about.get("namespace", "default")},
+        "eventTime": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "reportingController": f"matrixinfer.ai/{name}",
+        "reportingInstance": name,
+        "action": emit.action,
+        "reason": emit.reason,
+        "regarding": regarding,
+        "note": emit.message[:_LONGEST_NOTE],
+        "type": emit.type,
+    }

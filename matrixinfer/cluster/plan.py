@@ -1,0 +1,76 @@
+"""What a reconcile wants done: values that the loop performs in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matrixinfer.cluster.protocol import Kind, Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Make the object have these fields, as the loop's manager; fields named before and not now go."""
+
+    kind: Kind
+    manifest: Manifest
+    force: bool = True  # a controller is the authority on what it applies
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyStatus:
+    """Make the object's status have these fields; the status of others stands beside."""
+
+    kind: Kind
+    manifest: Manifest
+    force: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SetStatus:
+    """Replace the whole status; Conflict if the manifest's resourceVersion is not the latest."""
+
+    kind: Kind
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete the object, if it is still the one with this uid; already gone is well."""
+
+    kind: Kind
+    name: str
+    namespace: str = ""
+    uid: str | None = None
+    propagation: Literal["Background", "Foreground", "Orphan"] = "Background"
+    grace_period_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Tell the users of an object that something happened; the same thing again is counted, not repeated."""
+
+    about: Manifest
+    reason: str  # CamelCase, for programs
+    message: str
+    type: Literal["Normal", "Warning"] = "Normal"
+    action: str = "Reconcile"
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Hand a value to this process, such as what the gateway is to serve."""
+
+    value: Any
+
+
+Action = Apply | ApplyStatus | SetStatus | Delete | Emit | Publish
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Actions in order, and when to look again though nothing has changed."""
+
+    actions: tuple[Action, ...] = ()
+    requeue_after_s: float | None = None
