@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from extproc.scheduling.framework import Cycle, Filter, Observer, Picker, Scorer
 
+__all__ = ["Profile", "Result", "Scheduler", "Trace"]
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
