@@ -30,9 +30,11 @@ _BOUND: Final[dict[str, Callable[[Any, dict[str, Any]], str]]] = {
     "literal_error": lambda value, bound: f"must be {bound['expected']}, not {shown(value)}",
     "greater_than_equal": lambda value, bound: f"must be at least {bound['ge']}, not {shown(value)}",
     "less_than_equal": lambda value, bound: f"must be at most {bound['le']}, not {shown(value)}",
-    "too_short": lambda _, bound: f"must hold at least {bound['min_length']}, not {bound['actual_length']}",
+    "too_short": lambda _, bound: _least(
+        bound, f"must hold at least {bound['min_length']}, not {bound['actual_length']}"
+    ),
     "too_long": lambda _, bound: f"may hold at most {bound['max_length']}, not {bound['actual_length']}",
-    "string_too_short": lambda _, bound: f"must have at least {bound['min_length']} character(s)",
+    "string_too_short": lambda _, bound: _least(bound, f"must have at least {bound['min_length']} characters"),
     "string_too_long": lambda value, bound: f"may have at most {bound['max_length']} characters, not {len(value)}",
     "string_pattern_mismatch": lambda value, bound: f"{shown(value)} is not of the form {bound['pattern']}",
     "string_unicode": lambda _, __: "is not valid Unicode",
@@ -42,7 +44,7 @@ _BOUND: Final[dict[str, Callable[[Any, dict[str, Any]], str]]] = {
 def message(model: type[BaseModel], error: ErrorDetails) -> tuple[Loc, str]:
     """Give the field's location, and the words for what is wrong with it."""
     loc, value, kind = error["loc"], error["input"], error["type"]
-    if loc and loc[-1] == "[key]":
+    if loc[-1:] == ("[key]",) and kind != "extra_forbidden":
         return _printable(loc[:-1]), f"the key {error['msg']}"
     if kind == "missing":
         text = "is required" + _described(model, loc)
@@ -52,7 +54,7 @@ def message(model: type[BaseModel], error: ErrorDetails) -> tuple[Loc, str]:
         text = f"{_TYPE[kind]}, not {shown(value)}" + _quoting(kind, value)
     elif kind in _BOUND:
         text = _BOUND[kind](value, error.get("ctx", {}))
-        if kind == "string_pattern_mismatch":
+        if kind in {"string_pattern_mismatch", "too_short"}:
             text += _described(model, loc)
     else:
         text = f"{shown(value)} {error['msg']}" if isinstance(value, str | int | float) else error["msg"]
@@ -79,6 +81,10 @@ def shown(value: object) -> str:
         case _:
             text = f"a {type(value).__name__}"
     return text
+
+
+def _least(bound: dict[str, Any], text: str) -> str:
+    return "must not be empty" if bound["min_length"] == 1 else text
 
 
 def _quoting(kind: str, value: object) -> str:
