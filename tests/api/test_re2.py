@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
@@ -124,12 +125,8 @@ def test_where_both_dialects_agree_so_do_the_answers(pattern, text):
 @given(st.text(st.sampled_from("ab()[]{}|*+?^$\\.:-,12Qi<>=!dwpPE"), max_size=12), st.text("ab12", max_size=6))
 @settings(max_examples=400, deadline=None)
 def test_any_text_is_an_expression_or_refused(pattern, text):
-    try:
-        compiled = compile_pattern(pattern)
-    except PatternError as refusal:
-        assert str(refusal)
-    else:
-        assert compiled.search(text) in {True, False}
+    with contextlib.suppress(PatternError):
+        assert compile_pattern(pattern).search(text) in {True, False}
 
 
 def test_what_a_hostile_text_makes_a_pattern_remember_is_bounded():
