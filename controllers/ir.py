@@ -134,3 +134,22 @@ class IR:
     gateway: Gateway
     backends: tuple[Backend, ...] = ()
     models: tuple[Model, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Envoy did not take something, and goes on with what it had."""
+
+    message: str  # Envoy's own words
+    backends: frozenset[tuple[str, str]] | None  # namespaces and names; None: it may be any of them
+    models: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of the last IR that was published."""
+
+    config: IR | None = None  # None: nothing was published yet
+    envoys: int = 0  # that are connected
+    settled: bool = False  # all of them have answered
+    refusals: tuple[Refusal, ...] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import grpc  # type: ignore[import-untyped]  # grpcio ships no types
@@ -27,21 +28,34 @@ METHOD: Final = "StreamAggregatedResources"
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the Envoys are with the last snapshot."""
+
+    envoys: int
+    settled: bool  # every one of them has answered all of it
+    refused: tuple[Nack, ...]
+
+
 class Ads:
     """Hands snapshots to every Envoy that connects. All calls are made on one event loop."""
 
-    def __init__(self, on_nack: Callable[[Nack], None], on_ack: Callable[[Ack], None] | None = None) -> None:
-        """`on_nack` hears of every refused update; `on_ack` of every one that was taken."""
-        self._on_nack = on_nack
-        self._on_ack = on_ack
+    def __init__(self, on_progress: Callable[[], None]) -> None:
+        """`on_progress` is called when an Envoy came, went or answered; `progress` says where things stand."""
+        self._on_progress = on_progress
         self._snapshot: Snapshot | None = None
         self._streams: set[_Stream] = set()
         self._server: grpc.aio.Server | None = None
 
     @property
-    def envoys(self) -> int:
-        """How many are connected."""
-        return len(self._streams)
+    def progress(self) -> Progress:
+        """Where things stand now."""
+        snapshot = self._snapshot
+        refused = dict.fromkeys(
+            nack for one in self._streams if snapshot is not None for nack in one.session.refused(snapshot)
+        )
+        settled = bool(self._streams) and all(one.seen is snapshot and one.session.settled for one in self._streams)
+        return Progress(len(self._streams), settled, tuple(refused))
 
     def publish(self, snapshot: Snapshot) -> None:
         """Make `snapshot` what every Envoy gets."""
@@ -65,37 +79,35 @@ class Ads:
             await self._server.stop(grace_s)
 
     async def _serve(
-        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+        self, requests: AsyncIterator[bytes], _context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> AsyncIterator[bytes]:
         stream = _Stream()
         self._streams.add(stream)
-        log.info("envoy connected: %s", context.peer())
+        log.info("envoy connected")
         reading = asyncio.create_task(stream.read(requests))
-        session = Session()
         try:
-            while (event := await stream.events.get()) is not None or not reading.done():
+            while (event := await stream.events.get()) is not None:
                 if isinstance(event, Request):
-                    self._tell(session.receive(event))
-                if self._snapshot is not None:
-                    for response in session.send(self._snapshot):
+                    _report(stream.session.receive(event))
+                snapshot = self._snapshot
+                if snapshot is not None:
+                    for response in stream.session.send(snapshot):
                         yield encode(response)
+                    stream.seen = snapshot
+                self._on_progress()
         finally:
             reading.cancel()
             self._streams.discard(stream)
-            log.info("envoy gone: %s", context.peer())
-
-    def _tell(self, answer: Ack | Nack | None) -> None:
-        if isinstance(answer, Nack):
-            log.warning("envoy refused %s: %s", answer.type_url.rsplit(".", 1)[-1], answer.message)
-            self._on_nack(answer)
-        elif answer is not None and self._on_ack is not None:
-            self._on_ack(answer)
+            log.info("envoy gone")
+            self._on_progress()
 
 
 class _Stream:
-    """What happens to one stream, in order: requests, `True` for a new snapshot, None at its end."""
+    """One Envoy, and what happens to it in order: requests, `True` for a new snapshot, None at its end."""
 
     def __init__(self) -> None:
+        self.session = Session()
+        self.seen: Snapshot | None = None  # the last snapshot of which it was sent what was due
         self.events: asyncio.Queue[Request | bool | None] = asyncio.Queue()
 
     def wake(self) -> None:
@@ -107,6 +119,11 @@ class _Stream:
                 self.events.put_nowait(decode(raw))
         finally:
             self.events.put_nowait(None)
+
+
+def _report(answer: Ack | Nack | None) -> None:
+    if isinstance(answer, Nack):
+        log.warning("envoy refused %s: %s", ", ".join(sorted(answer.names)), answer.message)
 
 
 def decode(raw: bytes) -> Request:

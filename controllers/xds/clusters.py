@@ -93,6 +93,8 @@ def cluster(backend: ir.Backend) -> Cluster:
             healthy_panic_threshold=Percent(value=1.0),
         ),
         health_checks=[_health_check()],
+        # A pod that is gone from the list gets nothing new; what it is answering goes on.
+        ignore_health_on_host_removal=True,
         outlier_detection=_outlier_detection(),
         circuit_breakers=_breakers(),
         upstream_connection_options=UpstreamConnectionOptions(

@@ -65,7 +65,7 @@ class _Type:
     nonce: str = ""
     waiting: Response | None = None  # sent, not answered
     renewed: bool = False  # asked again: owes an answer even if nothing changed
-    refused: bool = False  # the last update of this type
+    refusals: dict[str, tuple[str, str]] = field(default_factory=dict)  # name -> digest of what was refused, message
 
 
 class Session:
@@ -95,11 +95,13 @@ class Session:
             if request.type_url not in WHOLE:
                 known.sent.clear()
             return None
-        known.refused = request.error is not None
+        for name in answered.resources:
+            known.refusals.pop(name, None)
         if request.error is None:
             return Ack(request.type_url, answered.version)
-        named = frozenset(name for name in answered.resources if name in request.error)
-        return Nack(request.type_url, request.error, named or frozenset(answered.resources))
+        named = frozenset(name for name in answered.resources if name in request.error) or frozenset(answered.resources)
+        known.refusals |= {name: (answered.resources[name].digest, request.error) for name in named}
+        return Nack(request.type_url, request.error, named)
 
     def send(self, snapshot: Snapshot) -> Iterator[Response]:
         """Yield what may go out now: the first type that owes something, if nothing before it awaits an answer."""
@@ -114,9 +116,22 @@ class Session:
             if known.waiting is not None:
                 return
         clusters = self._types.get(CDS)
-        refused = any(known.refused for known in self._types.values())
+        refused = any(known.refusals for known in self._types.values())
         if clusters is not None and not refused and clusters.sent.keys() - snapshot.resources[CDS].keys():
             yield self._respond(CDS, clusters, snapshot.resources[CDS])
+
+    @property
+    def settled(self) -> bool:
+        """True once Envoy, routes and all, has answered whatever `send` had to say."""
+        return RDS in self._types and all(known.waiting is None for known in self._types.values())
+
+    def refused(self, snapshot: Snapshot) -> Iterator[Nack]:
+        """Yield what of `snapshot` Envoy has refused."""
+        for type_url, known in self._types.items():
+            for name, (digest, message) in known.refusals.items():
+                resource = snapshot.resources[type_url].get(name)
+                if resource is not None and resource.digest == digest:
+                    yield Nack(type_url, message, frozenset((name,)))
 
     def _due(self, type_url: str, known: _Type, wanted: Mapping[str, Resource]) -> Mapping[str, Resource] | None:
         if type_url not in WHOLE:

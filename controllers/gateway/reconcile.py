@@ -1,0 +1,78 @@
+"""The gateway's reconcile: one key for all, since Envoy is told everything at once. Pure.
+
+What Envoy answered to the last IR comes in as a value; whoever learns of a new answer touches KEY.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from controllers.gateway import status
+from controllers.gateway.translate import Translation, Views, translate
+from matrixinfer.api import kinds
+from matrixinfer.cluster.plan import ApplyStatus, Plan, Publish
+from matrixinfer.cluster.protocol import Key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Protocol
+
+    from controllers import ir
+    from matrixinfer.api.kinds import Kind
+    from matrixinfer.cluster.protocol import Manifest
+
+    class World(Protocol):
+        """What is read of the cluster."""
+
+        def all(self, kind: Kind, namespace: str | None = None) -> list[Manifest]:
+            """Return the objects of a kind."""
+            ...
+
+
+NAME: Final = "matrixinfer-gateway"  # the manager of the statuses
+KEY: Final = Key("Gateway", "", "gateway")
+KINDS: Final = (kinds.MODEL_SERVER, kinds.MODEL_ROUTE, kinds.POD)
+
+
+def touches(_manifest: Manifest, _world: object) -> Iterable[Key]:
+    """Say what a change of any watched object concerns: the one key."""
+    return (KEY,)
+
+
+WATCHES: Final[Mapping[Kind, Callable[[Manifest, object], Iterable[Key]]]] = dict.fromkeys(KINDS, touches)
+
+
+class Reconciler:
+    """`reconcile` of the gateway controller; owns the memory of parsed objects, and no other state."""
+
+    def __init__(self, gateway: ir.Gateway, delivery: Callable[[], ir.Delivery]) -> None:
+        """`delivery` tells what became of the last IR."""
+        self._gateway = gateway
+        self._delivery = delivery
+        self._views = Views()
+
+    def reconcile(self, _key: Key, world: World, now: float) -> Plan:
+        """Publish what Envoy has to do, and write the statuses that have changed."""
+        made = translate(
+            self._gateway,
+            servers=world.all(kinds.MODEL_SERVER),
+            routes=world.all(kinds.MODEL_ROUTE),
+            pods=world.all(kinds.POD),
+            views=self._views,
+        )
+        return Plan((Publish(made.config), *_statuses(made, world, self._delivery(), now)))
+
+
+def _statuses(made: Translation, world: World, delivery: ir.Delivery, now: float) -> Iterator[ApplyStatus]:
+    time = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    for kind, judge in ((kinds.MODEL_SERVER, status.of_server), (kinds.MODEL_ROUTE, status.of_route)):
+        for manifest in world.all(kind):
+            meta = manifest["metadata"]
+            fields, findings = judge((meta.get("namespace", ""), meta["name"]), made, delivery)
+            new = status.written(manifest, fields, findings, time)
+            if new is not None:
+                who = {"name": meta["name"], "namespace": meta.get("namespace", "")}
+                yield ApplyStatus(
+                    kind, {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": who, "status": new}
+                )

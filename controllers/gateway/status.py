@@ -1,0 +1,172 @@
+"""Conditions of ModelServers and ModelRoutes: what holds, and where it does not, what to change. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from matrixinfer.api import networking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from controllers import ir
+    from controllers.gateway.translate import Name, Server, Translation
+    from matrixinfer.api.meta import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One condition before it has a time."""
+
+    type: str
+    holds: bool | None  # None: not known yet
+    reason: str
+    message: str
+
+    @property
+    def status(self) -> Literal["True", "False", "Unknown"]:
+        """The word on the wire."""
+        return "Unknown" if self.holds is None else "True" if self.holds else "False"
+
+
+def of_server(name: Name, made: Translation, delivery: ir.Delivery) -> tuple[dict[str, Any], list[Finding]]:
+    """Status fields and conditions of a ModelServer."""
+    problem = made.invalid.get(("ModelServer", *name))
+    if problem is not None:
+        return {"endpoints": 0, "readyEndpoints": 0}, _rejected("Invalid", problem)
+    server = made.servers[name]
+    counts = {"endpoints": len(server.endpoints), "readyEndpoints": len(server.ready)}
+    found = [
+        Finding(networking.ACCEPTED, True, "Accepted", "The ModelServer is valid."),
+        _pods(server),
+        _programmed(made.config, delivery, backends=frozenset((name,))),
+        _ready(len(server.ready), "A pod of this ModelServer is ready.", "No pod of this ModelServer is ready."),
+    ]
+    return counts, found
+
+
+def of_route(name: Name, made: Translation, delivery: ir.Delivery) -> tuple[dict[str, Any], list[Finding]]:
+    """Status fields and conditions of a ModelRoute."""
+    problem = made.invalid.get(("ModelRoute", *name))
+    if problem is not None:
+        return {}, _rejected("Invalid", problem)
+    route = made.routes[name]
+    if route.spec.parent_refs:
+        why = "parentRefs name a Gateway, and there is none here: remove parentRefs to have the route served"
+        return {}, _rejected("NoMatchingParent", why)
+    names = {target.model_server_name for rule in route.spec.rules for target in rule.target_models}
+    targets = [(name[0], one) for one in sorted(one for one in names if one)]
+    models = frozenset((*([route.spec.model_name] if route.spec.model_name else []), *route.spec.lora_adapters))
+    ready = sum(len(made.servers[target].ready) for target in targets if target in made.servers)
+    found = [
+        Finding(networking.ACCEPTED, True, "Accepted", "The ModelRoute is valid."),
+        _targets(route, [target for target in targets if target not in made.servers]),
+        _programmed(made.config, delivery, backends=frozenset(targets), models=models),
+        _ready(ready, "A target has a ready pod.", "No target has a ready pod."),
+    ]
+    return {}, found
+
+
+def written(
+    manifest: Manifest, fields: Mapping[str, Any], findings: Iterable[Finding], now: str
+) -> dict[str, Any] | None:
+    """Give the status to write; None if it stands already. A condition's time moves with its status only."""
+    generation = manifest["metadata"].get("generation", 0)
+    old = manifest.get("status") or {}
+    before = {condition["type"]: condition for condition in old.get("conditions", ())}
+    conditions = []
+    for finding in findings:
+        last = before.get(finding.type, {})
+        since = last.get("lastTransitionTime") if last.get("status") == finding.status else None
+        conditions.append(
+            {
+                "type": finding.type,
+                "status": finding.status,
+                "reason": finding.reason,
+                "message": finding.message,
+                "lastTransitionTime": since or now,
+                "observedGeneration": generation,
+            }
+        )
+    status = {"observedGeneration": generation, **fields, "conditions": conditions}
+    return None if {key: old.get(key) for key in status} == status else status
+
+
+def _rejected(reason: str, message: str) -> list[Finding]:
+    not_in_use = "The object is not in use; see Accepted."
+    return [
+        Finding(networking.ACCEPTED, False, reason, message),
+        Finding(networking.RESOLVED_REFS, None, "NotAccepted", not_in_use),
+        Finding(networking.PROGRAMMED, False, "NotAccepted", not_in_use),
+        Finding(networking.READY, False, "NotAccepted", not_in_use),
+    ]
+
+
+def _pods(server: Server) -> Finding:
+    labels = ", ".join(f"{k}={v}" for k, v in server.resource.spec.workload_selector.match_labels.items())
+    if server.bad_ports:
+        why = f"The port annotation of these pods is not a port number (1 to 65535): {', '.join(server.bad_ports)}."
+        return Finding(networking.RESOLVED_REFS, False, "InvalidPort", why)
+    if not server.pods:
+        why = f"No pod in namespace {server.resource.metadata.namespace} has the labels {labels}."
+        return Finding(networking.RESOLVED_REFS, False, "NoPods", why)
+    return Finding(networking.RESOLVED_REFS, True, "ResolvedRefs", f"Pods with the labels {labels} exist.")
+
+
+def _targets(route: networking.ModelRoute, missing: list[Name]) -> Finding:
+    if missing:
+        listed = ", ".join(name for _, name in missing)
+        why = f"No valid ModelServer of this name in namespace {route.metadata.namespace}: {listed}."
+        return Finding(networking.RESOLVED_REFS, False, "BackendNotFound", why)
+    providers = sorted(
+        target.external_model_provider_name
+        for rule in route.spec.rules
+        for target in rule.target_models
+        if target.external_model_provider_name
+    )
+    if providers:
+        why = f"External providers are not served by this gateway: {', '.join(providers)}. Use modelServerName."
+        return Finding(networking.RESOLVED_REFS, False, "UnsupportedTarget", why)
+    return Finding(networking.RESOLVED_REFS, True, "ResolvedRefs", "All targets exist.")
+
+
+def _programmed(
+    config: ir.IR,
+    delivery: ir.Delivery,
+    *,
+    backends: frozenset[Name],
+    models: frozenset[str] = frozenset(),
+) -> Finding:
+    if delivery.config is not None and _concerning(config, backends, models) == _concerning(
+        delivery.config, backends, models
+    ):
+        for refusal in delivery.refusals:
+            vague = refusal.backends is None and refusal.models is None
+            if vague or backends & (refusal.backends or frozenset()) or models & (refusal.models or frozenset()):
+                why = f"Envoy refused it and goes on with what it had: {refusal.message}"
+                return Finding(networking.PROGRAMMED, False, "Refused", why)
+        if not delivery.envoys:
+            return Finding(networking.PROGRAMMED, None, "NoEnvoy", "No Envoy is connected.")
+        if delivery.settled:
+            return Finding(networking.PROGRAMMED, True, "Programmed", "Envoy has taken it.")
+    return Finding(networking.PROGRAMMED, None, "Pending", "Envoy has not answered yet.")
+
+
+def _concerning(config: ir.IR, backends: frozenset[Name], models: frozenset[str]) -> tuple[object, ...]:
+    """Cut out what the object is about; endpoints come and go without being news."""
+    return (
+        tuple(
+            (one.namespace, one.name, one.timeout_s, one.retry, one.tls)
+            for one in config.backends
+            if (one.namespace, one.name) in backends
+        ),
+        tuple(one.name for one in config.models if one.name in models),
+        tuple(one.rules for one in config.models if one.name in models),
+    )
+
+
+def _ready(count: int, yes: str, no: str) -> Finding:
+    if count:
+        return Finding(networking.READY, True, "Ready", yes)
+    return Finding(networking.READY, False, "NoReadyEndpoints", no)

@@ -1,0 +1,207 @@
+"""Manifests to IR. Pure. An object that cannot be used is left out, with the reason; all others are served.
+
+The same reading of routes as the picker's: without a Gateway, routes that name one in `parentRefs` are left out; routes
+of one model are tried oldest first; base names before adapters.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ValidationError
+
+from controllers import ir
+from matrixinfer.api import core, dataplane, networking, validation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from matrixinfer.api.meta import Manifest
+
+Name = tuple[str, str]  # namespace, name
+View = TypeVar("View", core.Pod, networking.ModelServer, networking.ModelRoute)
+
+# The first retry goes out at once, nearly: it is another pod that is asked.
+DEFAULT_RETRY = ir.Retry()
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One ModelServer and the pods that it selects."""
+
+    resource: networking.ModelServer
+    pods: int  # that the selector matches
+    endpoints: tuple[ir.Endpoint, ...]  # those with an address
+    ready: tuple[ir.Endpoint, ...]  # those of them that may get requests
+    bad_ports: tuple[str, ...]  # pods whose port annotation is no port
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What Envoy has to do, and what was found on the way."""
+
+    config: ir.IR
+    servers: Mapping[Name, Server] = field(default_factory=dict)
+    routes: Mapping[Name, networking.ModelRoute] = field(default_factory=dict)
+    invalid: Mapping[tuple[str, str, str], str] = field(default_factory=dict)  # kind, namespace, name -> what to change
+
+
+class Views:
+    """Typed views of manifests. Remembers those of the last round, so that only what changed is parsed again."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[type, str, str, str], object] = {}
+        self._seen: dict[tuple[type, str, str, str], object] = {}
+
+    def of(self, kind: type[View], manifest: Manifest) -> View:
+        """Parse, or recall. Raises ValidationError."""
+        meta = manifest["metadata"]
+        key = (kind, meta.get("namespace", ""), meta["name"], meta.get("resourceVersion", ""))
+        found = self._last.get(key) if key[3] else None
+        view = found if isinstance(found, kind) else kind.model_validate(manifest)
+        self._seen[key] = view
+        return view
+
+    def end_round(self) -> None:
+        """Forget what was not asked for since the last call."""
+        self._last, self._seen = self._seen, {}
+
+
+def translate(
+    gateway: ir.Gateway,
+    *,
+    servers: Iterable[Manifest],
+    routes: Iterable[Manifest],
+    pods: Iterable[Manifest],
+    views: Views | None = None,
+) -> Translation:
+    """Make of these objects what Envoy has to do."""
+    views = views or Views()
+    invalid: dict[tuple[str, str, str], str] = {}
+    by_namespace: defaultdict[str, list[core.Pod]] = defaultdict(list)
+    for pod in _parsed(views, core.Pod, pods, invalid):
+        by_namespace[pod.metadata.namespace].append(pod)
+    found = {
+        _name(server): _server(server, by_namespace[server.metadata.namespace])
+        for server in _parsed(views, networking.ModelServer, servers, invalid)
+    }
+    taken = {_name(route): route for route in _parsed(views, networking.ModelRoute, routes, invalid)}
+    views.end_round()
+    config = ir.IR(
+        gateway=gateway,
+        backends=tuple(_backend(server) for _, server in sorted(found.items())),
+        models=_models([route for route in taken.values() if not route.spec.parent_refs], found),
+    )
+    return Translation(config, found, taken, invalid)
+
+
+def _parsed(
+    views: Views, kind: type[View], manifests: Iterable[Manifest], invalid: dict[tuple[str, str, str], str]
+) -> Iterable[View]:
+    for manifest in manifests:
+        try:
+            yield views.of(kind, manifest)
+        except ValidationError as error:
+            meta = manifest["metadata"]
+            problems = [str(problem) for problem in validation.validate(manifest) if problem.severity == "error"]
+            invalid[kind.__name__, meta.get("namespace", ""), meta["name"]] = "; ".join(problems) or str(error)
+
+
+def _name(view: networking.ModelServer | networking.ModelRoute) -> Name:
+    return view.metadata.namespace, view.metadata.name
+
+
+def _server(server: networking.ModelServer, pods: list[core.Pod]) -> Server:
+    matched = [pod for pod in pods if server.selects(pod)]
+    endpoints: dict[ir.Endpoint, bool] = {}
+    bad_ports: list[str] = []
+    for pod in matched:
+        text = pod.metadata.annotations.get(dataplane.PORT_ANNOTATION)
+        port = server.spec.workload_port.port if text is None else networking.port_number(text)
+        if port is None:
+            bad_ports.append(pod.metadata.name)
+        elif pod.status.pod_ip:
+            endpoint = ir.Endpoint(pod.status.pod_ip, port)
+            ready = pod.ready and not pod.terminating
+            endpoints[endpoint] = ready or endpoints.get(endpoint, False)
+    return Server(
+        resource=server,
+        pods=len(matched),
+        endpoints=tuple(sorted(endpoints)),
+        ready=tuple(sorted(endpoint for endpoint, ready in endpoints.items() if ready)),
+        bad_ports=tuple(sorted(bad_ports)),
+    )
+
+
+def _backend(server: Server) -> ir.Backend:
+    spec = server.resource.spec
+    policy = spec.traffic_policy
+    timeout = policy.timeout if policy else None
+    retry = policy.retry if policy else None
+    return ir.Backend(
+        namespace=server.resource.metadata.namespace,
+        name=server.resource.metadata.name,
+        endpoints=server.ready,
+        timeout_s=timeout.seconds if timeout else None,
+        retry=ir.Retry(retry.attempts, retry.retry_interval.seconds) if retry else DEFAULT_RETRY,
+        tls=spec.workload_port.protocol == "https",
+    )
+
+
+def _models(routes: list[networking.ModelRoute], servers: Mapping[Name, Server]) -> tuple[ir.Model, ...]:
+    routes.sort(key=lambda route: (route.metadata.creation_timestamp, *_name(route)))
+    bases: defaultdict[str, list[networking.ModelRoute]] = defaultdict(list)
+    adapters: defaultdict[str, list[networking.ModelRoute]] = defaultdict(list)
+    for route in routes:
+        if route.spec.model_name:
+            bases[route.spec.model_name].append(route)
+        for adapter in route.spec.lora_adapters:
+            adapters[adapter].append(route)
+    models = []
+    for name in sorted(bases.keys() | adapters.keys()):
+        rules = [
+            found
+            for route in (*bases.get(name, ()), *adapters.get(name, ()))
+            for rule in route.spec.rules
+            if (found := _rule(name, rule, route.metadata.namespace, servers)) is not None
+        ]
+        models.append(ir.Model(name, tuple(rules)))
+    return tuple(models)
+
+
+def _rule(model: str, rule: networking.RouteRule, namespace: str, servers: Mapping[Name, Server]) -> ir.Rule | None:
+    """Translate one rule; None if no request for `model` can go by it."""
+    match = rule.model_match
+    if match is not None and match.body is not None and match.body.model not in (None, model):
+        return None
+    shares = [
+        ir.Share(namespace, target.model_server_name, target.weight)
+        for target in rule.target_models
+        if target.model_server_name and target.weight and (namespace, target.model_server_name) in servers
+    ]
+    # Targets without endpoints stand back for those that have some.
+    alive = [share for share in shares if servers[share.namespace, share.name].ready]
+    if not shares:
+        return None
+    headers = match.headers if match is not None else {}
+    uri = match.uri if match is not None else None
+    return ir.Rule(
+        shares=tuple(alive or shares),
+        headers=tuple(
+            (name.lower(), text) for name, one in sorted(headers.items()) if (text := _text(one)) is not None
+        ),
+        path=_text(uri) if uri is not None else None,
+    )
+
+
+def _text(match: networking.StringMatch) -> ir.TextMatch | None:
+    """Translate one condition; None if it holds for everything."""
+    if match.exact is not None:
+        return ir.TextMatch(ir.Match.EXACT, match.exact)
+    if match.prefix is not None:
+        return ir.TextMatch(ir.Match.PREFIX, match.prefix)
+    if match.regex is not None:
+        return ir.TextMatch(ir.Match.REGEX, match.regex)
+    return None
