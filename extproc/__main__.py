@@ -83,6 +83,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="do not ask streams for usage: for gateways that cannot hide it from clients",
     )
+    add(
+        "--follow",
+        action="store_true",
+        help="settle by the ext_proc stream: for gateways that send no access log here; dearer for each request",
+    )
     add("--access-log", action="store_true", help="log every request; otherwise only what went wrong")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser.parse_args(argv)
@@ -114,7 +119,9 @@ class _Picker:
         self._scraper = Scraper(table, self._view, clock=time.monotonic, draw=draw)
         self._telemetry = telemetry.Telemetry(self._world, self._director.routes_know)
         self._desk = Desk(self._director, self._telemetry, access_log=args.access_log)
-        self._exchanges = ext_proc.ExtProcService(self._desk, max_body_bytes=args.max_body_bytes)
+        self._exchanges = ext_proc.ExtProcService(
+            self._desk, max_body_bytes=args.max_body_bytes, follower=self._desk if args.follow else None
+        )
         self._health = health.HealthService()
         self._telemetry.add_source(self._metrics)
 

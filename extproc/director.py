@@ -138,6 +138,10 @@ class Director:
             self._remember_end(settlement)
         return settlement
 
+    def sent_at(self, ticket: str) -> float | None:
+        """Return when an open request was sent (monotonic seconds), None if it is not open."""
+        return self._world.ledger.sent_at(ticket)
+
     def expire(self) -> list[Settlement]:
         """Give up what can no longer be settled; to be called every few seconds."""
         lost = self._world.ledger.expire(self._clock())

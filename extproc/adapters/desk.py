@@ -10,12 +10,13 @@ import msgspec
 
 from extproc.errors import Rejection
 from extproc.traffic.ledger import End
+from extproc.types import Outcome
 
 if TYPE_CHECKING:
     from extproc.adapters.telemetry import Telemetry
     from extproc.director import Director
     from extproc.traffic.ledger import Settlement
-    from extproc.types import Decision, HttpRequest, Outcome, Reply
+    from extproc.types import Decision, HttpRequest, Reply
 
 _LOG = logging.getLogger("extproc.requests")
 _SERVER_ERROR: Final = 500
@@ -36,6 +37,7 @@ class Desk:
         self._director = director
         self._telemetry = telemetry
         self._access_log = access_log
+        self._answered: dict[str, tuple[str, int]] = {}  # by ticket: endpoint, status
 
     def decide(self, request: HttpRequest) -> Decision | Reply:
         """Decide and count. Raises Rejection."""
@@ -65,6 +67,35 @@ class Desk:
         for settlement in self._director.expire():
             self._telemetry.settled(settlement)
             self._log_end(settlement)
+
+    def served(self, ticket: str, endpoint: str, status: int) -> None:
+        """Take who answered, from a gateway that has no access log for us."""
+        self._answered[ticket] = (endpoint, status)
+
+    def released(self, ticket: str) -> None:
+        """Take the end of an exchange, from such a gateway: settle by what it told. Without an answer, nobody served."""
+        endpoint, status = self._answered.pop(ticket, ("", 0))
+        now = time.monotonic()
+        started = self._director.sent_at(ticket)
+        took_s = 0.0 if started is None else now - started
+        self.settle(
+            Outcome(
+                ticket=ticket,
+                request_id="",
+                model="",
+                endpoint=endpoint,
+                status=status,
+                flags=() if status else ("DC",),
+                details="",
+                attempts=1,
+                started_at=time.time() - took_s,
+                duration_s=took_s,
+                first_token_s=None,
+                prompt_tokens=None,
+                completion_tokens=None,
+                cached_tokens=None,
+            )
+        )
 
     def _log_rejection(self, request: HttpRequest, rejection: Rejection) -> None:
         level = logging.WARNING if rejection.status >= _SERVER_ERROR else logging.INFO

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _REMEMBERED: Final = 8192  # settled tickets, to tell a duplicate from a stranger: a minute of traffic at 130 req/s
 # Envoy's response flags that speak against the endpoint: connection failed, terminated, reset, timed out; no answer.
 _FAILURES: Final = frozenset({"UF", "UC", "UR", "UT", "UPE"})
+_CLIENT_LEFT: Final = frozenset({"DC", "DR"})
 _REFUSALS: Final = frozenset({502, 503})  # an engine that answers these cannot serve now
 
 
@@ -105,6 +106,11 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def sent_at(self, ticket: str) -> float | None:
+        """Return when an open request was sent, None if it is not open."""
+        opened = self._open.get(ticket)
+        return None if opened is None else opened.sent.at
 
     def open(self, sent: Sent, chain: Sequence[int] = ()) -> None:
         """Begin a request whose prefix has the block hashes `chain`. Raises ValueError if its ticket is in use."""
@@ -190,7 +196,7 @@ def _judged(opened: _Open, outcome: Outcome) -> Settlement:
         failed = (*failed, outcome.endpoint)
     if outcome.complete:
         end = End.COMPLETE
-    elif "DC" in outcome.flags:
+    elif not _CLIENT_LEFT.isdisjoint(outcome.flags):
         end = End.CLIENT_GONE
     else:
         end = End.FAILED

@@ -1,0 +1,121 @@
+"""What is counted and logged of requests."""
+
+import json
+import logging
+import sys
+from dataclasses import replace
+
+import prometheus_client
+import pytest
+
+from extproc import errors
+from extproc.adapters import logs, telemetry
+from extproc.adapters.desk import Desk
+from extproc.types import HttpRequest
+from tests.director.stage import Stage, a_chat, an_outcome
+
+
+class Counting(Stage):
+    """A stage with a desk before it."""
+
+    def __init__(self, *, access_log=False):
+        super().__init__()
+        self.telemetry = telemetry.Telemetry(self.director._world, self.director.routes_know)
+        self.desk = Desk(self.director, self.telemetry, access_log=access_log)
+        self.registry = prometheus_client.CollectorRegistry()
+        self.registry.register(self.telemetry)
+
+    def value(self, name, **labels):
+        return self.registry.get_sample_value(name, labels)
+
+
+def test_a_served_request_is_counted_once():
+    stage = Counting()
+    decision = stage.desk.decide(a_chat("hello " * 200, stream=True))
+    outcome = replace(an_outcome(decision), prompt_tokens=100, completion_tokens=11, cached_tokens=25, duration_s=1.1)
+    stage.desk.settle(outcome)
+    stage.desk.settle(outcome)
+
+    assert stage.value("matrixinfer_requests_total", model="demo", status="200", reason="complete") == 1
+    assert stage.value("matrixinfer_tokens_total", model="demo", type="input") == 100
+    assert stage.value("matrixinfer_tokens_total", model="demo", type="output") == 11
+    assert stage.value("matrixinfer_cached_tokens_total", model="demo") == 25
+    assert stage.value("matrixinfer_prefix_hit_ratio_bucket", model="demo", le="0.25") == 1
+    assert stage.value("matrixinfer_time_per_output_token_seconds_sum", model="demo") == pytest.approx(0.1)
+    assert stage.value("matrixinfer_time_to_first_token_seconds_count", model="demo") == 1
+    assert stage.value("matrixinfer_decision_duration_seconds_count") == 1
+    assert stage.value("matrixinfer_ledger_total", event="duplicate") == 1
+    assert stage.value("matrixinfer_ledger_open") == 0
+
+
+def test_models_that_no_route_names_are_no_labels():
+    stage = Counting()
+    for number in range(5):
+        with pytest.raises(errors.UnknownModel):
+            stage.desk.decide(HttpRequest("POST", "/v1/completions", {}, b'{"model":"x%d","prompt":"hi"}' % number))
+    with pytest.raises(errors.BadRequest):
+        stage.desk.decide(HttpRequest("POST", "/v1/completions", {}, b"["))
+
+    assert stage.value("matrixinfer_requests_total", model="unknown", status="404", reason="unknown-model") == 5
+    assert stage.value("matrixinfer_requests_total", model="unknown", status="400", reason="bad-request") == 1
+
+
+def test_requests_that_went_round_the_picker_are_counted():
+    stage = Counting()
+    outcome = replace(an_outcome(stage.desk.decide(a_chat("hi"))), ticket="")
+
+    stage.desk.settle(outcome)
+    stage.desk.settle(replace(outcome, endpoint=""))
+
+    assert stage.value("matrixinfer_bypassed_total") == 1
+    assert stage.value("matrixinfer_ledger_total", event="stranger") == 0
+
+
+def test_a_lost_record_is_an_outcome_of_its_own(caplog):
+    stage = Counting()
+    stage.desk.decide(a_chat("hi"))
+    stage.clock.now += 1000
+    stage.table.scraped_at[:] = stage.clock.now
+
+    stage.desk.expire()
+
+    assert stage.value("matrixinfer_requests_total", model="demo", status="0", reason="expired") == 1
+    assert caplog.records[-1].end == "expired"
+
+
+def test_a_gateway_without_access_log_settles_by_the_stream():
+    stage = Counting()
+    first, second = stage.desk.decide(a_chat("hi")), stage.desk.decide(a_chat("hi"))
+    stage.desk.served(first.ticket, first.endpoints[1], 200)
+    stage.desk.released(first.ticket)
+    stage.desk.released(second.ticket)
+
+    assert stage.value("matrixinfer_requests_total", model="demo", status="200", reason="complete") == 1
+    assert stage.value("matrixinfer_requests_total", model="demo", status="0", reason="client-gone") == 1
+    assert sum(stage.inflight()) == 0
+
+
+def test_failures_are_always_logged_and_the_rest_when_asked(caplog):
+    caplog.set_level(logging.INFO)
+    quiet, talkative = Counting(), Counting(access_log=True)
+    for stage in (quiet, talkative):
+        stage.desk.settle(an_outcome(stage.desk.decide(a_chat("hi"))))
+    good = [record.message for record in caplog.records]
+    quiet.desk.settle(an_outcome(quiet.desk.decide(a_chat("hi")), status=503, flags=("UF",)))
+
+    assert good == ["served"]
+    assert (caplog.records[-1].message, caplog.records[-1].request_id) == ("failed", "r-1")
+
+
+def test_a_log_line_is_json_with_its_extras():
+    record = logging.LogRecord("extproc", logging.ERROR, __file__, 1, "it %s", ("broke",), None)
+    record.request_id = "r-1"
+    try:
+        raise ValueError("why")  # noqa: TRY301 - to have a traceback
+    except ValueError:
+        record.exc_info = sys.exc_info()
+
+    line = json.loads(logs.JsonFormatter().format(record))
+
+    assert (line["message"], line["level"], line["request_id"]) == ("it broke", "error", "r-1")
+    assert "ValueError: why" in line["exception"]

@@ -1,0 +1,88 @@
+"""Asking engines how they are."""
+
+import asyncio
+import contextlib
+import random
+import time
+
+from extproc.adapters.scrape import Pace, Scraper
+from extproc.scheduling.endpoints import Endpoint, EndpointTable
+from tests.picker.running import Engine, eventually
+
+
+class Http:
+    """Every engine speaks http."""
+
+    def scheme(self, address):
+        return "http"
+
+
+@contextlib.asynccontextmanager
+async def scraping(engines, **pace):
+    table = EndpointTable()
+    for engine in engines:
+        await engine.start()
+        table.upsert(Endpoint(engine.address, "ns/p", "vLLM"))
+    scraper = Scraper(table, Http(), clock=time.monotonic, draw=random.Random(1), pace=Pace(**pace))
+    task = asyncio.create_task(scraper.run())
+    try:
+        yield table, scraper
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        for engine in engines:
+            engine.stop()
+
+
+class Slow(Engine):
+    """Counts how many are asked at once."""
+
+    at_once = most = 0
+
+    async def _answer(self, reader, writer):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                Slow.at_once += 1
+                Slow.most = max(Slow.most, Slow.at_once)
+                await asyncio.sleep(0.01)
+                self.asked += 1
+                Slow.at_once -= 1
+                writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+
+async def test_load_and_models_reach_the_table():
+    engine = Engine()
+    engine.running, engine.waiting, engine.usage, engine.models = 3, 2, 0.5, ["demo", "adapter"]
+    async with scraping([engine]) as (table, _):
+        await eventually(lambda: table.models[0])
+
+        assert (table.running[0], table.waiting[0], table.kv_usage[0]) == (3.0, 2.0, 0.5)
+        assert table.models[0] == {"demo", "adapter"}
+        assert table.scraped_at[0] > 0
+
+
+async def test_a_busy_engine_is_asked_more_often_than_an_idle_one():
+    busy, idle = Engine(), Engine()
+    async with scraping([busy, idle], busy_s=0.02, busy_spread_s=0.0, idle_s=60.0, tick_s=0.01) as (table, _):
+        await eventually(lambda: (table.scraped_at[:2] > 0).all())
+        table.inflight[0] = 1
+        await eventually(lambda: busy.asked > idle.asked + 5)
+
+
+async def test_only_a_few_engines_are_asked_at_once():
+    engines = [Slow() for _ in range(12)]
+    async with scraping(engines, concurrency=2, tick_s=0.005) as (_, scraper):
+        await eventually(lambda: all(engine.asked for engine in engines))
+
+        assert Slow.most <= 2
+        assert scraper.counts.unreadable >= 1
+
+
+async def test_an_endpoint_that_left_is_asked_no_more():
+    engine = Engine()
+    async with scraping([engine], idle_s=0.02, spread_s=0.0, tick_s=0.005) as (table, scraper):
+        await eventually(lambda: engine.asked)
+        table.remove(engine.address)
+        await eventually(lambda: not scraper._targets)
