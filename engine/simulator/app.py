@@ -1,5 +1,6 @@
 """The routes: paths to handlers, failures in between, errors in vLLM's form."""
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from engine.simulator.serving import Serving
 from engine.simulator.vllm_metrics import EngineMetrics
 
 VERSION = "0.32.0"
+_log = logging.getLogger(__name__)
 _METRICS_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
 
 Route = server.Handler
@@ -81,6 +83,12 @@ class App:
         except errors.ApiError as error:
             body = error.body_for_anthropic() if request.path.startswith("/v1/messages") else error.body()
             reply.send(error.status, body)
+        except Exception:
+            _log.exception("%s %s failed", request.method, request.path)
+            if reply.started:
+                reply.cut(reset=True)
+            else:
+                reply.send(500, errors.ApiError(500, "Internal server error", kind="InternalServerError").body())
 
     def observe(self, reply: server.Reply) -> None:
         """Count an exchange."""

@@ -236,7 +236,9 @@ def test_metrics_have_vllms_series(engine: Engine, prefix: str):
 
 def test_http_metrics_count_the_handlers_vllm_counts(engine: Engine):
     def handlers(page: str) -> set[str]:
-        return set(re.findall(r'^http_requests_total\{(handler="[^"]*",method="[^"]*",status="[^"]*")', page, re.MULTILINE))
+        return set(
+            re.findall(r'^http_requests_total\{(handler="[^"]*",method="[^"]*",status="[^"]*")', page, re.MULTILINE)
+        )
 
     theirs = handlers((RECORDINGS / "metrics.txt").read_text())
     assert handlers(engine.metrics) == {line for line in theirs if "openapi" not in line}
