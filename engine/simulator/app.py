@@ -83,7 +83,7 @@ class App:
         except errors.ApiError as error:
             body = error.body_for_anthropic() if request.path.startswith("/v1/messages") else error.body()
             reply.send(error.status, body)
-        except Exception:
+        except Exception:  # noqa: BLE001 (the root of a request: the client gets an answer whatever broke)
             _log.exception("%s %s failed", request.method, request.path)
             if reply.started:
                 reply.cut(reset=True)

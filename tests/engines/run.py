@@ -6,6 +6,7 @@ distribution `vllm`, so it gets a second name whose version says `cpu`.
 """
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -106,9 +107,14 @@ def make_model(cache: Path, python: Path) -> None:
 def serving(cache: Path, python: Path) -> Iterator[dict[str, str]]:
     """A running engine; the environment that tells the tests of it."""
     port, events, replay = free_ports(3)
-    kv_events = (
-        '{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://127.0.0.1:%d",'
-        '"replay_endpoint":"tcp://127.0.0.1:%d","topic":"%s"}' % (events, replay, TOPIC)
+    kv_events = json.dumps(
+        {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": f"tcp://127.0.0.1:{events}",
+            "replay_endpoint": f"tcp://127.0.0.1:{replay}",
+            "topic": TOPIC,
+        }
     )
     command = [
         *(str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", "./tiny", "--served-model-name", "tiny"),
