@@ -146,34 +146,42 @@ def _no_server(world: _World, namespace: str, name: str) -> str:
 
 def _shadowed(world: _World) -> Iterator[tuple[int, Problem]]:
     """Say where two routes are for the same name, and share a gateway."""
-    taken: dict[str, list[ModelRoute]] = {}
-    for index, route in sorted(world.routes, key=_age):
-        for loc, name in _served(route):
-            for other in taken.setdefault(name, []):
-                if _meet(route, other):
-                    yield (
-                        index,
-                        _problem(
-                            loc,
-                            f"{name!r} is served by ModelRoute {other.metadata.namespace}/{other.metadata.name}, too: of two "
-                            "routes that match a request the older one decides, then the first by namespace and name",
-                        ),
-                    )
-                    break
-            taken[name].append(route)
+    taken: dict[str, list[tuple[bool, ModelRoute]]] = {}
+    for index, route, loc, name in sorted(_served(world.routes), key=_precedence):
+        adapter = _is_adapter(loc)
+        others = taken.setdefault(name, [])
+        for base, other in others:
+            if other is not route and _meet(route, other):
+                rule = (
+                    "a modelName goes before adapters of the same name"
+                    if base and adapter
+                    else "of two routes that match a request the older one decides, then the first by namespace and name"
+                )
+                owner = f"ModelRoute {other.metadata.namespace}/{other.metadata.name}"
+                yield index, _problem(loc, f"{name!r} is served by {owner}, too: {rule}")
+                break
+        others.append((not adapter, route))
 
 
-def _served(route: ModelRoute) -> Iterator[tuple[Loc, str]]:
-    if route.spec.model_name:
-        yield ("spec", "modelName"), route.spec.model_name
-    for i, adapter in enumerate(route.spec.lora_adapters):
-        if adapter != route.spec.model_name:
-            yield ("spec", "loraAdapters", i), adapter
+def _served(routes: Sequence[tuple[int, ModelRoute]]) -> Iterator[tuple[int, ModelRoute, Loc, str]]:
+    """Give each name that a route serves, with the field that says so."""
+    for index, route in routes:
+        if route.spec.model_name:
+            yield index, route, ("spec", "modelName"), route.spec.model_name
+        for i, adapter in enumerate(route.spec.lora_adapters):
+            yield index, route, ("spec", "loraAdapters", i), adapter
 
 
-def _age(entry: tuple[int, ModelRoute]) -> tuple[str, str, str]:
-    metadata = entry[1].metadata
-    return metadata.creation_timestamp or "9", metadata.namespace, metadata.name  # without a date: made now
+def _precedence(served: tuple[int, ModelRoute, Loc, str]) -> tuple[bool, str, str, str]:
+    """Sort names as requests find them: base models before adapters, then by age."""
+    _, route, loc, _ = served
+    metadata = route.metadata
+    made = metadata.creation_timestamp or "9"  # without a date: made now
+    return _is_adapter(loc), made, metadata.namespace, metadata.name
+
+
+def _is_adapter(loc: Loc) -> bool:
+    return "loraAdapters" in loc
 
 
 def _meet(one: ModelRoute, other: ModelRoute) -> bool:
