@@ -43,6 +43,7 @@ class Reply:
     code: str | None
     message: str  # Envoy's format: %RESPONSE_FLAGS% and the like are filled in
     retry_after_s: int | None = None
+    status: int | None = None  # instead of Envoy's
 
 
 def local_replies(limits: ir.Limits) -> LocalReplyConfig:
@@ -72,6 +73,7 @@ def _replies(limits: ir.Limits) -> tuple[Reply, ...]:
             "no_picker",
             "The endpoint picker does not answer. Try again in a moment.",
             retry_after_s=1,
+            status=503,
         ),
         Reply(
             _begins("no_healthy_upstream", "cluster_not_found", "no_cluster"),
@@ -144,6 +146,7 @@ def _mapper(reply: Reply) -> ResponseMapper:
         headers["retry-after"] = str(reply.retry_after_s)
     return ResponseMapper(
         filter=_holds(reply.when),
+        status_code=reply.status,
         body_format_override=SubstitutionFormatString(json_format=Struct.from_dict({"error": error})),
         headers_to_add=[
             HeaderValueOption(

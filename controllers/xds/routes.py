@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from envoy_data_plane.envoy.config.core.v3 import (
@@ -63,10 +64,10 @@ def routes(config: ir.IR) -> RouteConfiguration:
         for backend in config.backends
     }
     if not config.gateway.picker.fail_open:
-        unpicked = Matcher(on_no_match=_then(*_reserved(), _unavailable(limits)))
+        unpicked = Matcher(on_no_match=_then(*_reserved(), _not_yet(limits), _unavailable(limits)))
     else:
         models = {model.name: _then(*_model_routes(model, config)) for model in config.models}
-        otherwise = _then(*_reserved(), _model_list(config.models, limits), _unknown_model(limits))
+        otherwise = _then(*_reserved(), _not_yet(limits), _model_list(config.models, limits), _unknown_model(limits))
         unpicked = _by_header(MODEL, models, otherwise)
     return RouteConfiguration(
         name=ROUTES,
@@ -222,6 +223,16 @@ def _reserved() -> tuple[Route, ...]:
     )
 
 
+def _not_yet(limits: ir.Limits) -> Route:
+    body = error_body(
+        "The endpoints of this model are not known to the gateway yet. Try again in a moment.",
+        kind="service_unavailable",
+        code="no_endpoints",
+    )
+    picked = RouteMatch(prefix="/", headers=[HeaderMatcher(name=dataplane.TARGET, present_match=True)])
+    return _answer("unknown-target", picked, 503, body, limits)
+
+
 def _unavailable(limits: ir.Limits) -> Route:
     body = error_body(
         "The endpoint picker does not answer. Try again in a moment.", kind="service_unavailable", code="no_picker"
@@ -249,8 +260,10 @@ def _model_list(models: tuple[ir.Model, ...], limits: ir.Limits) -> Route:
 
 
 def _answer(name: str, match: RouteMatch, status: int, body: str, limits: ir.Limits) -> Route:
+    later = HeaderValueOption(header=HeaderValue(key="retry-after", value="1"))
     return Route(
         name=name,
+        response_headers_to_add=[later] if status == HTTPStatus.SERVICE_UNAVAILABLE else [],
         match=match,
         direct_response=DirectResponseAction(status=status, body=DataSource(inline_string=body)),
         request_body_buffer_limit=limits.body_bytes,

@@ -1,8 +1,9 @@
 """One Envoy's subscription as a state machine: requests and snapshots in, responses out. No clock, no network.
 
-State of the world. Types go out in the order clusters, endpoints, listeners, routes, each when the one before it is
-answered; a cluster that is no longer wanted goes last, when the routes that named it are gone. Listeners and clusters
-are sent whole, as the protocol demands; of endpoints and routes only what is asked for and differs.
+State of the world. Types go out in the order clusters, endpoints, listeners, routes. Envoy answers for clusters when
+the new ones are warm, which takes their endpoints, so endpoints do not wait for that answer; listeners and routes do. A
+cluster that is no longer wanted goes last, when the routes that named it are gone. Listeners and clusters are sent
+whole, as the protocol demands; of endpoints and routes only what is asked for and differs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from controllers.xds.snapshot import CDS, EDS, LDS, RDS, Resource, Snapshot, ver
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+# Make before break: what is pointed at goes before what points at it.
 ORDER: Final = (CDS, EDS, LDS, RDS)
 WHOLE: Final = frozenset({CDS, LDS})  # sent complete: what is missing is removed
 
@@ -104,16 +106,14 @@ class Session:
         return Nack(request.type_url, request.error, named)
 
     def send(self, snapshot: Snapshot) -> Iterator[Response]:
-        """Yield what may go out now: the first type that owes something, if nothing before it awaits an answer."""
+        """Yield what may go out now."""
         for type_url in ORDER:
             known = self._types.get(type_url)
-            if known is None:
-                continue
-            if known.waiting is None:
+            if known is not None and known.waiting is None:
                 chosen = self._due(type_url, known, snapshot.resources[type_url])
                 if chosen is not None:
                     yield self._respond(type_url, known, chosen)
-            if known.waiting is not None:
+            if type_url != CDS and self._waiting():
                 return
         clusters = self._types.get(CDS)
         refused = any(known.refusals for known in self._types.values())
@@ -123,7 +123,7 @@ class Session:
     @property
     def settled(self) -> bool:
         """True once Envoy, routes and all, has answered whatever `send` had to say."""
-        return RDS in self._types and all(known.waiting is None for known in self._types.values())
+        return RDS in self._types and not self._waiting()
 
     def refused(self, snapshot: Snapshot) -> Iterator[Nack]:
         """Yield what of `snapshot` Envoy has refused."""
@@ -132,6 +132,9 @@ class Session:
                 resource = snapshot.resources[type_url].get(name)
                 if resource is not None and resource.digest == digest:
                     yield Nack(type_url, message, frozenset((name,)))
+
+    def _waiting(self) -> bool:
+        return any(known.waiting is not None for known in self._types.values())
 
     def _due(self, type_url: str, known: _Type, wanted: Mapping[str, Resource]) -> Mapping[str, Resource] | None:
         if type_url not in WHOLE:

@@ -23,14 +23,12 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from google.protobuf import json_format
 
 from controllers import ir
-from controllers.xds.ads import Ads
-from controllers.xds.snapshot import Builder
+from controllers.xds.publisher import Publisher
 from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from controllers.xds.session import Nack
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVOY = ROOT / ".venv" / "bin" / "envoy"
@@ -66,6 +64,8 @@ class Picker:
         self.seen: list[tuple[dict[str, str], bytes]] = []
         self.log: list[dict[str, Any]] = []
         self._logged = asyncio.Event()
+        self._thawed = asyncio.Event()
+        self._thawed.set()
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -96,6 +96,13 @@ class Picker:
             await self._server.stop(0)
             self._server = None
 
+    @contextlib.asynccontextmanager
+    async def frozen(self) -> AsyncIterator[None]:
+        """Take requests and answer none."""
+        self._thawed.clear()
+        yield
+        self._thawed.set()
+
     async def entry(self, ticket: str | None = None, **match: str) -> dict[str, Any]:
         """Wait for the access log entry of `ticket`, or whose fields are equal to `match`."""
         async with asyncio.timeout(10):
@@ -111,6 +118,7 @@ class Picker:
     async def _process(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         headers: dict[str, str] = {}
         async for message in requests:
+            await self._thawed.wait()
             if message.HasField("request_headers"):
                 headers = {
                     h.key: (h.raw_value or h.value.encode()).decode() for h in message.request_headers.headers.headers
@@ -296,21 +304,17 @@ class Envoy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.nacks: list[Nack] = []
-        self.acked: set[str] = set()
         self.port = 0
-        self.builder = Builder()
-        self.ads = Ads(self.nacks.append, self._on_ack)
+        self.publisher = Publisher(self._on_change)
         self._changed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
 
-    def _on_ack(self, ack: Any) -> None:
-        self.acked.add(ack.version)
+    def _on_change(self) -> None:
         self._changed.set()
 
     async def start(self, config: ir.IR) -> None:
-        await self.ads.start(f"unix:{self.folder}/xds.sock")
-        self.ads.publish(self.builder.build(config))
+        await self.publisher.start(f"unix:{self.folder}/xds.sock")
+        self.publisher.publish(config)
         text = (ROOT / "envoy" / "bootstrap.yaml").read_text()
         for name, value in {
             "NODE_ID": "test",
@@ -345,16 +349,20 @@ class Envoy:
             while (await self.admin("/ready")).strip() != b"LIVE":
                 await asyncio.sleep(0.02)
 
-    async def apply(self, config: ir.IR) -> None:
+    async def apply(self, config: ir.IR) -> ir.Delivery:
         """Publish, and wait until Envoy has taken or refused everything."""
-        self._changed.clear()
-        self.ads.publish(self.builder.build(config))
+        self.publisher.publish(config)
+        async with asyncio.timeout(10):
+            while not (delivery := self.publisher.delivery()).settled:
+                self._changed.clear()
+                await self._changed.wait()
+        return delivery
 
     async def stop(self) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
-        await self.ads.stop()
+        await self.publisher.stop()
 
     async def admin(self, path: str) -> bytes:
         reader, writer = await asyncio.open_unix_connection(f"{self.folder}/admin.sock")
@@ -428,9 +436,9 @@ class Stack:
         chosen = ",".join(self.engines[number].address for number in engines)
         self.picker.answer = lambda _headers, _body: Pick(chosen, **more)
 
-    async def apply(self, **changes: Any) -> None:
+    async def apply(self, **changes: Any) -> ir.Delivery:
         self.config = replace(self.config, **changes)
-        await self.envoy.apply(self.config)
+        return await self.envoy.apply(self.config)
 
 
 def demo(engines: list[Engine], **more: Any) -> ir.Backend:
