@@ -103,10 +103,12 @@ class Answer:
             if not self._opened:
                 self._opened = True
                 self._emit(self.form.opening(self))
-            words = self._words(sequence)
-            if words is not None:
-                part = self.form.token(self, sequence, words)
-                if part is not None:
+            words = text.AS_JSON[sequence.tokens[-1]] if self.stops[sequence.index] is None else self._words(sequence)
+            part = None if words is None else self.form.token(self, sequence, words)
+            if part is not None:
+                if self.breaks_after is None:
+                    self.reply.part(part)
+                else:
                     self._emit((part,))
         if sequence.finish is not None:
             self._open -= 1
@@ -129,10 +131,9 @@ class Answer:
             reply.send_half(self.form.body(self))
 
     def _words(self, sequence: batch.Sequence) -> bytes | None:
+        """Give the new text that no stop string can take back any more."""
         stop = self.stops[sequence.index]
-        if stop is None:
-            return text.AS_JSON[sequence.tokens[-1]]
-        words = stop.delta(last=sequence.finish is not None)
+        words = stop.delta(last=sequence.finish is not None) if stop is not None else ""
         return orjson.dumps(words) if words or sequence.finish is not None else None
 
     def _emit(self, parts: Iterable[bytes]) -> None:

@@ -74,6 +74,7 @@ class Sequence:
     admitted: float | None = None
     first_token: float | None = None
     last_token: float = 0.0
+    token_gap: float = 0.0
 
     hashes: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
@@ -171,6 +172,7 @@ class Batch:
         for sequence in produced:
             if sequence.first_token is None:
                 sequence.first_token = now
+            sequence.token_gap = now - sequence.last_token
             sequence.last_token = now
         return produced
 

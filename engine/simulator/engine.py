@@ -46,6 +46,7 @@ class Engine:
         self._due: float | None = None
         self._timer: asyncio.Handle | None = None
         self._loras = ("", "")
+        self._adapters_used = False
         metrics.watch(state)
 
     def submit(self, sequences: Iterable[batch.Sequence]) -> None:
@@ -55,6 +56,7 @@ class Engine:
             self._advance(now)
         for sequence in sequences:
             self.state.add(sequence, now)
+            self._adapters_used = self._adapters_used or sequence.origin.lora is not None
         if self._timer is None:
             self._timer = self._loop.call_soon(self._turn)
 
@@ -100,19 +102,19 @@ class Engine:
         self._due = None if duration is None else now + duration
         if self._publish is not None:
             self._tell_events()
-        self._tell_loras()
+        if self._adapters_used:
+            self._tell_loras()
 
     def _complete(self, now: float, touched: dict[Owner, None]) -> None:
         metrics = self._metrics
         waits: dict[float, int] = {}
-        before = {sequence: sequence.last_token for sequence in self.state.running}
         produced = self.state.complete(now)
         metrics.step(self.state, produced)
         for sequence in produced:
             if sequence.output_tokens <= 1:
                 metrics.first_token(sequence, now)
             else:
-                wait = now - before[sequence]
+                wait = sequence.token_gap
                 waits[wait] = waits.get(wait, 0) + 1
             owner: Owner = sequence.owner  # type: ignore[assignment] # the batch does not know owners
             owner.progress(sequence)
