@@ -95,6 +95,10 @@ class ContainerRunner:
         self._changed = changed
         self._label = f"pod {pod.metadata.namespace}/{pod.metadata.name}, container {container.name}"
 
+    def log_tail(self, lines: int) -> list[str]:
+        """Last lines that it wrote."""
+        return tail(self.log, lines)
+
     async def run(self) -> int:
         """Run the container, again and again as its restart policy says; returns the last exit code."""
         crashes = 0

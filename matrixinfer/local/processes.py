@@ -111,6 +111,10 @@ class Process:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         await self._guardian.wait()
+        orders = _orders(self._guardian)
+        orders.close()
+        with suppress(OSError):
+            await orders.wait_closed()
         return int(last.get("exit", 128 + signal.SIGKILL))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from matrixinfer.local.processes import Command, Process, StartError, tail
+from tests.local.procs import alive
 from tests.local.waiting import eventually
 
 FAMILY = """
@@ -20,13 +21,6 @@ time.sleep(1000)
 
 def python(code: str, log: Path) -> Command:
     return Command([sys.executable, "-c", code], os.environ, log)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 async def family(log: Path) -> list[int]:

@@ -1,0 +1,168 @@
+"""Run a gateway and its engines on this machine, from a directory of manifests or before engines that run already.
+
+Prints `ready URL` on standard output as soon as requests are served, and everything else on standard error.
+Stops on SIGINT (Ctrl-C) and SIGTERM, and takes every process it started along.
+
+Exit codes: 0 stopped as asked, 1 something to put right (manifests, a port in use, no Envoy), 2 usage,
+3 started but could not serve in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matrixinfer.cli.exits import Exit
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from matrixinfer.cli.plain import PlainView
+    from matrixinfer.local.stack import Config
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "directory", metavar="DIR", nargs="?", type=Path, help="manifests (YAML); edits take effect at once"
+    )
+    parser.add_argument(
+        "--engine",
+        metavar="URL",
+        action="append",
+        type=_url,
+        help="an engine that runs already, such as http://127.0.0.1:8000; its models are discovered; may be repeated",
+    )
+    parser.add_argument("--port", type=_port, default=8080, help="of the gateway (default 8080; 0: any free one)")
+    parser.add_argument(
+        "--bind", metavar="ADDRESS", default="127.0.0.1", help="address of the gateway (default 127.0.0.1)"
+    )
+    parser.add_argument("--admin-port", type=_port, default=15000, help="of the admin pages (default 15000)")
+    parser.add_argument("--metrics-port", type=_port, default=9090, help="of the picker's metrics (default 9090)")
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="scheduling: an EndpointPickerConfig (default: built in)"
+    )
+    parser.add_argument(
+        "--state-dir", metavar="DIR", type=Path, help="where logs and sockets go and stay (default: temporary)"
+    )
+    parser.add_argument(
+        "--picker-failure-mode",
+        choices=("open", "closed"),
+        default="open",
+        help="while the picker does not answer: balance without it (open, default), or answer 503 (closed)",
+    )
+    parser.add_argument(
+        "--max-body-bytes",
+        type=_positive,
+        default=32 * 1024 * 1024,
+        help="longer request bodies get 413 (default 33554432)",
+    )
+    parser.add_argument("--envoy-workers", type=_positive, default=min(4, os.cpu_count() or 1), help="threads of Envoy")
+    parser.add_argument(
+        "--ready-timeout",
+        metavar="SECONDS",
+        type=_positive,
+        default=60,
+        help="give up if nothing is served by then (default 60; large models take longer to load)",
+    )
+    parser.add_argument("--logs", action="store_true", help="show what the pods write, too")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="of what is said on standard error")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run until a signal."""
+    if bool(arguments.directory) == bool(arguments.engine):
+        print("matrixinfer up: give a DIR of manifests or --engine URL, one of the two", file=sys.stderr)  # noqa: T201
+        return Exit.USAGE
+    import asyncio  # noqa: PLC0415 - see main.py
+
+    from matrixinfer.local.stack import Config  # noqa: PLC0415
+
+    config = Config(
+        directory=arguments.directory,
+        engines=tuple(arguments.engine or ()),
+        port=arguments.port,
+        bind=arguments.bind,
+        admin_port=arguments.admin_port,
+        metrics_port=arguments.metrics_port,
+        scheduling=arguments.config,
+        state_dir=arguments.state_dir,
+        fail_open=arguments.picker_failure_mode == "open",
+        max_body_bytes=arguments.max_body_bytes,
+        envoy_workers=arguments.envoy_workers,
+        log_level=arguments.log_level,
+    )
+    return asyncio.run(_up(config, logs=arguments.logs, ready_within_s=arguments.ready_timeout))
+
+
+async def _up(config: Config, *, logs: bool, ready_within_s: float) -> Exit:
+    import asyncio  # noqa: PLC0415
+    import signal  # noqa: PLC0415
+
+    from matrixinfer.cli.plain import PlainView  # noqa: PLC0415
+    from matrixinfer.local.stack import CannotStart, NotReady  # noqa: PLC0415
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    view = PlainView(config.log_level, logs=logs)
+    try:
+        return await _serve(config, view, stop, ready_within_s)
+    except CannotStart as error:
+        view.say(str(error))
+        return Exit.MISTAKE
+    except NotReady as error:
+        view.say(str(error))
+        return Exit.NOT_READY
+
+
+async def _serve(config: Config, view: PlainView, stop: asyncio.Event, ready_within_s: float) -> Exit:
+    import asyncio  # noqa: PLC0415
+
+    from matrixinfer.local.stack import Stack  # noqa: PLC0415
+
+    async with Stack(config) as stack, view.watching(stack):
+        stopping = asyncio.create_task(stop.wait())
+        failing = asyncio.create_task(stack.failed())
+        ready = asyncio.create_task(stack.ready(ready_within_s))
+        try:
+            await asyncio.wait({ready, stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                ready.result()
+                print(f"ready {stack.url}", flush=True)  # noqa: T201 - what programs wait for
+                await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
+            if failing.done():
+                failing.result()
+        finally:
+            for task in (stopping, failing, ready):
+                task.cancel()
+            await asyncio.gather(stopping, failing, ready, return_exceptions=True)
+        view.say("stopping")
+    return Exit.CLEAN
+
+
+def _port(text: str) -> int:
+    if text.isdecimal() and int(text) < 65536:  # noqa: PLR2004 - ports have 16 bits
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port: 0 to 65535")
+
+
+def _positive(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+
+
+def _url(text: str) -> str:
+    from urllib.parse import urlsplit  # noqa: PLC0415 - only where an engine is given
+
+    url = urlsplit(text if "://" in text else f"http://{text}")
+    if url.scheme != "http" or not url.hostname or url.path not in ("", "/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an engine's address, such as http://127.0.0.1:8000")
+    return f"http://{url.netloc}"

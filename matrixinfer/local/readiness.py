@@ -1,0 +1,86 @@
+"""Whether a request would be served now, and if not, why not: in words that say where to look."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from matrixinfer.api import core, kinds
+from matrixinfer.local import envoy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matrixinfer.cluster.protocol import Cluster
+    from matrixinfer.local.node import Node
+    from matrixinfer.local.pods import PodRunner
+    from matrixinfer.local.services import Service
+
+LAST_LINES = 5
+
+
+async def gateway_problem(url: str, through_url: aiohttp.ClientSession, admin: aiohttp.ClientSession) -> str:
+    """Ask Envoy whether it has an endpoint, and the picker through it whether it has a model; "" if both have."""
+    try:
+        healthy = await envoy.healthy_hosts(admin)
+    except (aiohttp.ClientError, TimeoutError):
+        return "Envoy does not answer yet"
+    if not any(healthy.values()):
+        return "Envoy has no healthy endpoint yet"
+    try:
+        async with through_url.get(f"{url}/v1/models") as answer:
+            if answer.status != 200:  # noqa: PLR2004 - HTTP's OK
+                return f"the picker does not answer yet (/v1/models: {answer.status})"
+            listing = await answer.json(content_type=None)
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        return f"the gateway does not answer yet ({error or type(error).__name__})"
+    return "" if listing.get("data") else "no route leads to a ready endpoint yet"
+
+
+async def explain(cluster: Cluster, node: Node, services: Sequence[Service], findings: Sequence[str]) -> str:
+    """Say what of the stack keeps it from serving, with the last lines of the logs concerned."""
+    lines = [*findings]
+    listings = {
+        kind.kind: (await cluster.list(kind)).items for kind in (kinds.POD, kinds.MODEL_SERVER, kinds.MODEL_ROUTE)
+    }
+    lines += [f"there is no {kind}" for kind, items in listings.items() if not items]
+    for item in listings["Pod"]:
+        lines += _pod(core.Pod.model_validate(item), node)
+    for kind in ("ModelServer", "ModelRoute"):
+        for item in listings[kind]:
+            lines += _conditions(item)
+    for service in services:
+        if service.pid is None or service.restarts:
+            lines.append(f"{service.name}: {service.failure or 'does not run'}")
+            lines += _indented(service.log_tail(LAST_LINES))
+    return "\n".join(lines)
+
+
+def _pod(pod: core.Pod, node: Node) -> list[str]:
+    name = f"{pod.metadata.namespace}/{pod.metadata.name}"
+    if pod.ready:
+        return []
+    message = next((item.message for item in pod.status.conditions if item.type == "Ready"), "") or pod.status.message
+    lines = [f"pod {name} is not ready ({pod.status.phase}): {message or 'nothing is known of it yet'}"]
+    runner: PodRunner | None = node.runners.get(name)
+    for container in (*runner.init, *runner.containers) if runner else ():
+        if not container.status.ready:
+            lines += _indented(container.log_tail(LAST_LINES))
+    return lines
+
+
+def _conditions(manifest: dict[str, object]) -> list[str]:
+    status = manifest.get("status")
+    metadata = manifest["metadata"]
+    conditions = status.get("conditions") or () if isinstance(status, dict) else ()
+    name = f"{metadata.get('namespace', '')}/{metadata['name']}" if isinstance(metadata, dict) else ""
+    return [
+        f"{manifest['kind']} {name}: {item.get('message') or item.get('reason')}"
+        for item in conditions
+        if item.get("status") == "False"
+    ]
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"    {line}" for line in lines]

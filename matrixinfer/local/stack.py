@@ -1,0 +1,272 @@
+"""The one-machine stack: what `matrixinfer up` and the end-to-end tests start, put together here and nowhere else.
+
+In this process: the memory cluster, what fills it (a directory, or engines that run already), the gateway's control plane,
+the node, and the feed that tells the picker of it all. Beside it, kept running: Envoy and the picker.
+`async with Stack(config) as stack` starts everything and stops everything; `ready` waits until a request would be served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from controllers import ir
+from controllers.__main__ import gateway_loop
+from matrixinfer.api import kinds
+from matrixinfer.cluster import feed
+from matrixinfer.cluster.directory import Directory
+from matrixinfer.cluster.memory import MemoryCluster
+from matrixinfer.local import engines, envoy, ports, readiness, state
+from matrixinfer.local.addresses import Addresses
+from matrixinfer.local.containers import Backoff, Settings
+from matrixinfer.local.node import Node
+from matrixinfer.local.processes import Command
+from matrixinfer.local.services import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Any, Self
+
+    from matrixinfer.cluster.documents import Finding
+
+logger = logging.getLogger("matrixinfer.local")
+
+FEED = (kinds.POD, kinds.SERVICE, kinds.MODEL_SERVER, kinds.MODEL_ROUTE)  # what the picker may read
+STOP_GRACE_S = 2.5  # what pods get to stop by themselves when the whole stack goes
+LOOK_EVERY_S = 0.05  # whether it serves by now
+ENVOY_LOG_LEVELS = {"debug": "debug", "info": "warning", "warning": "warning", "error": "error"}
+
+
+class CannotStart(Exception):
+    """Something that the user can put right keeps the stack from starting; the message says what."""
+
+
+class NotReady(Exception):
+    """The stack runs and does not serve; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How the stack is to be. One of `directory` and `engines` is given; a port of 0 means any free one."""
+
+    directory: Path | None = None
+    engines: tuple[str, ...] = ()
+    port: int = 8080
+    bind: str = "127.0.0.1"
+    admin_port: int = 15000
+    metrics_port: int = 9090
+    scheduling: Path | None = None  # an EndpointPickerConfig; None: the picker's own defaults
+    state_dir: Path | None = None  # kept afterwards; None: a temporary folder
+    fail_open: bool = True
+    max_body_bytes: int = 32 * 1024 * 1024
+    envoy_workers: int = 2
+    log_level: str = "info"
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+class Stack:
+    """A running stack. Made by its constructor, started by `async with`; what it offers is there from then on."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.cluster = MemoryCluster()
+        self.findings: tuple[Finding, ...] = ()  # what is wrong in the directory now
+        self.port = 0
+        self.admin_port = 0
+        self.metrics_port = 0
+        self._cleanup = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._services: list[Service] = []
+        self._failure: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start everything. Raises CannotStart, and leaves nothing behind then."""
+        self._failure = asyncio.get_running_loop().create_future()
+        try:
+            await self._start()
+        except (ports.PortInUse, envoy.EnvoyMissing, state.StateInUse, engines.EngineAddress) as error:
+            await self._stop()
+            raise CannotStart(str(error)) from error
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop everything."""
+        await self._stop()
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        host = "127.0.0.1" if self.config.bind in ("0.0.0.0", "::") else self.config.bind
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        """Where the picker's admin pages are."""
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where the picker's metrics are."""
+        return f"http://127.0.0.1:{self.metrics_port}/metrics"
+
+    @property
+    def sockets(self) -> envoy.Sockets:
+        """The Unix sockets by which the parts reach each other."""
+        return envoy.Sockets(self._state.folder)
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the log files: `envoy.log`, `picker.log`, `{namespace}_{pod}_{container}.log`."""
+        return self._state.logs
+
+    def pids(self) -> dict[str, int]:
+        """Process ids of what runs now: `envoy`, `picker`, and `namespace/pod/container`."""
+        own = {service.name: service.pid for service in self._services if service.pid is not None}
+        return own | self.node.pids()
+
+    async def failed(self) -> None:
+        """Wait until a part of the stack that is never to end has ended, and raise its error."""
+        if self._failure is not None:
+            await asyncio.shield(self._failure)
+
+    async def ready(self, within_s: float = 60.0) -> None:
+        """Wait until a request would be served. Raises NotReady with everything that is known of why not."""
+        problem = "nothing has been asked yet"
+        try:
+            async with asyncio.timeout(within_s):
+                while problem := await readiness.gateway_problem(self.url, self._http, self._envoy_admin):  # noqa: ASYNC110 - Envoy announces nothing
+                    await asyncio.sleep(LOOK_EVERY_S)
+        except TimeoutError:
+            why = await readiness.explain(
+                self.cluster, self.node, self._services, [str(item) for item in self.findings]
+            )
+            raise NotReady(f"cannot serve after {within_s:g} s: {problem}\n{why}".rstrip()) from None
+
+    async def _start(self) -> None:
+        config, cleanup = self.config, self._cleanup
+        binary = envoy.find()
+        held = ports.hold(config.port, option="--port", host=config.bind)
+        cleanup.callback(held.close)
+        self.port = held.getsockname()[1]
+        self.admin_port = ports.choose(config.admin_port, option="--admin-port")
+        self.metrics_port = ports.choose(config.metrics_port, option="--metrics-port")
+        state.sweep()
+        self._state = state.State(config.state_dir)
+        cleanup.callback(self._state.close)
+        addresses = Addresses()
+        cleanup.callback(addresses.close)
+        self.node = Node(self.cluster, addresses=addresses, settings=Settings(self.logs, config.backoff))
+        self._http = await cleanup.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
+        self._envoy_admin = await cleanup.enter_async_context(
+            aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(str(self.sockets.admin)), timeout=aiohttp.ClientTimeout(total=5)
+            )
+        )
+
+        await self._fill()
+        await cleanup.enter_async_context(feed.serve(self.cluster, self.sockets.feed, FEED))
+        await self._serve_xds()
+        self._services = [
+            Service("picker", self._picker(), backoff=config.backoff),
+            Service("envoy", self._envoy(binary), backoff=config.backoff),
+        ]
+        for service in self._services:
+            self._keep(service.run(), service.name)
+        self._keep(self.node.run(), "node")
+
+    async def _serve_xds(self) -> None:
+        """Run the gateway's control plane, and serve what it makes of the cluster to Envoy."""
+        gateway = ir.Gateway(
+            listeners=(ir.Listener("gateway", self.config.bind, self.port),),
+            picker=ir.Picker(ir.Address(path=str(self.sockets.picker)), fail_open=self.config.fail_open),
+            limits=ir.Limits(body_bytes=self.config.max_body_bytes),
+        )
+        loop = await self._cleanup.enter_async_context(gateway_loop(self.cluster, gateway, f"unix:{self.sockets.xds}"))
+        self._keep(loop.run(), "gateway")
+
+    def _picker(self) -> Command:
+        argv = [
+            sys.executable,
+            "-m",
+            "extproc",
+            "--socket",
+            str(self.sockets.picker),
+            "--cluster-socket",
+            str(self.sockets.feed),
+            "--admin-port",
+            str(self.admin_port),
+            "--metrics-port",
+            str(self.metrics_port),
+            "--max-body-bytes",
+            str(self.config.max_body_bytes),
+            "--log-level",
+            self.config.log_level,
+        ]
+        if self.config.scheduling is not None:
+            argv += ["--config", str(self.config.scheduling.absolute())]
+        return Command(argv, dict(os.environ), self.logs / "picker.log")
+
+    async def _fill(self) -> None:
+        """Bring into the cluster what the user has given, and keep it up to date."""
+        if self.config.directory is None:
+            found = await engines.resolve(self.config.engines)
+            self._keep(engines.Engines(self.cluster, found).run(), "engines")
+            return
+        directory = Directory(self.config.directory, self.cluster, report=self._report)
+        await directory.load()
+        nothing_to_do = not (await self.cluster.list(kinds.MODEL_ROUTE)).items
+        if nothing_to_do and any(finding.severity == "error" for finding in self.findings):
+            raise CannotStart("\n".join([*map(str, self.findings), "nothing usable is left"]))
+        self._keep(directory.follow(), "directory")
+
+    def _report(self, findings: Sequence[Finding]) -> None:
+        self.findings = tuple(findings)
+        for finding in findings:
+            level = logging.ERROR if finding.severity == "error" else logging.WARNING
+            logger.log(level, "%s", finding)
+
+    def _envoy(self, binary: str) -> Command:
+        return envoy.command(
+            binary,
+            sockets=self.sockets,
+            log=self.logs / "envoy.log",
+            log_level=ENVOY_LOG_LEVELS[self.config.log_level],
+            workers=self.config.envoy_workers,
+        )
+
+    def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run a part of the stack that is never to end; should it, the stack has failed."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self._failure is None or self._failure.done():
+            return
+        error = task.exception() or RuntimeError(f"{task.get_name()} ended by itself")
+        logger.error("%s failed", task.get_name(), exc_info=error)
+        self._failure.set_exception(error)
+        self._failure.exception()  # said; whoever waits for it gets it as well
+
+    async def _stop(self) -> None:
+        if hasattr(self, "node"):
+            self.node.hurry(STOP_GRACE_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        await self._cleanup.aclose()
