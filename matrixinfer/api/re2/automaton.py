@@ -22,7 +22,7 @@ from matrixinfer.api.re2.tree import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MAX_PROGRAM: Final = 2_000  # instructions: a character costs at most so many steps, and `(x{1000}){1000}` is refused
+_MAX_PROGRAM: Final = 2_000  # instructions: a character costs at most so many steps
 _MAX_REMEMBERED: Final = 200_000  # steps and places kept, about 10 MB at most; forgotten all together when full
 _MATCHED: Final = -1
 

@@ -175,7 +175,10 @@ class _Parser:
         self.take("?")
         if self.repetition() is not None:
             raise self.error("repeats a repetition ('**', 'a++'): put the inner one in a group")
-        return Repeat(node, least, most)
+        repeat = Repeat(node, least, most)
+        if _copies(repeat) > _MAX_REPEAT:
+            raise self.error(f"nests repetitions whose counts multiply to more than {_MAX_REPEAT}: lower the counts")
+        return repeat
 
     def repetition(self) -> tuple[int, int | None] | None:
         if self.take("*"):
@@ -333,6 +336,16 @@ class _Parser:
 
     def class_character(self, unfinished: str) -> str:
         return self.character_escape() if self.take("\\") else self.next(unfinished)
+
+
+def _copies(node: Node) -> int:
+    """Give how often the most repeated part of a tree is written out."""
+    match node:
+        case Repeat(part, least, most):
+            return max(least, most or 0, 1) * _copies(part)
+        case Concatenation(parts) | Alternation(parts):
+            return max(map(_copies, parts), default=1)
+    return 1
 
 
 def _digits(text: str) -> bool:
