@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _JSON: Final = (("content-type", "application/json"),)
 _SATURATED_RETRY_S: Final = 1  # load changes within a second
-_TRACE_EVERY_S: Final = 0.02  # at most 50 decisions a second keep their scores unasked: 0.2 % of a core
 _EXPLAINED: Final = 16  # candidates in a response header, whose size is bounded
 
 
@@ -90,7 +89,6 @@ class Director:
         self._ask_usage = ask_usage
         self._remembered = remembered
         self._listing = listing.listing(())
-        self._traced_at = -_TRACE_EVERY_S
 
     def use_routes(self, routes: RouteTable) -> None:
         """Serve by `routes` from now on."""
@@ -216,13 +214,9 @@ class Director:
         )
 
     def _schedule(self, cycle: Cycle) -> Result:
-        """Order the candidates; the scores are kept for whoever asked, and for as many others as cost nothing."""
-        trace = cycle.request.explain
-        if cycle.now - self._traced_at >= _TRACE_EVERY_S:
-            self._traced_at = cycle.now
-            trace = True
+        """Order the candidates, and keep their scores: they are put into words only when somebody looks."""
         try:
-            return self._scheduler.schedule(cycle, trace=trace)
+            return self._scheduler.schedule(cycle, trace=True)
         except errors.Saturated as rejection:
             rejection.retry_after_s = rejection.retry_after_s or _SATURATED_RETRY_S
             raise
@@ -243,7 +237,7 @@ class Director:
             endpoints=result.addresses,
             prompt_tokens=request.prompt_tokens,
             blocks=cycle.blocks,
-            matched=int(cycle.matched[(cycle.rows == chosen).argmax()]),
+            matched=cycle.matched.tolist()[cycle.rows.tolist().index(chosen)],
             at=cycle.now,
         )
         self._world.ledger.open(sent, chain)

@@ -178,8 +178,6 @@ class _Pages:
     def _document(self, record: Record) -> dict[str, Any]:
         document = described(record)
         document["s_ago"] = round(self._shown.clock() - record.sent.at, 2)
-        if record.trace is None:
-            document["scores"] = "not kept: ask with the header x-matrixinfer-explain: 1"
         document["end"] = _end(record.settlement)
         return document
 
