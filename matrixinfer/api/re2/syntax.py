@@ -25,7 +25,7 @@ from matrixinfer.api.re2.tree import (
 
 _MAX_NESTING: Final = 100
 _MAX_REPEAT: Final = 1000
-_MAX_CODE_POINT: Final = 0x10FFFF
+_MAX_CODE_POINT: Final = 0xFF  # Envoy compares bytes
 _MAX_LENGTH: Final = 4096
 
 
@@ -293,7 +293,7 @@ class _Parser:
         if not digits or not all(digit in "0123456789abcdefABCDEF" for digit in digits) or len(digits) > 8:  # noqa: PLR2004
             raise self.error("has an escape \\x that is neither \\xHH nor \\x{H...}")
         if int(digits, 16) > _MAX_CODE_POINT:
-            raise self.error("has an escape \\x beyond the last Unicode character")
+            raise self.error("has an escape \\x beyond \\xFF, which Envoy does not accept: write the character itself")
         return chr(int(digits, 16))
 
     def character_class(self, flags: _Flags) -> Accepts:
