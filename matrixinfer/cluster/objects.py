@@ -139,8 +139,7 @@ class Objects:
         if contested and not force:
             raise ownership.conflict(contested)
         new = manifests.load(orjson.dumps(ownership.merge(old.manifest, applied)))
-        for path in ownership.dropped(old.claims, fields, writer):
-            ownership.remove(new, path)
+        ownership.prune(new, old.claims, fields, writer)
         kept = ownership.flatten(new)
         claims = ownership.after_apply(old.claims, writer, applied=fields, kept=kept, forced=contested)
         return self._store_changed(old, new, claims)

@@ -14,7 +14,8 @@ import orjson
 from matrixinfer.cluster.protocol import Conflict, Invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from matrixinfer.cluster.protocol import Manifest
 
@@ -191,12 +192,32 @@ def conflicts(
     claims: Claims, live: Mapping[Path, bytes], applied: Mapping[Path, bytes], writer: Writer
 ) -> list[tuple[Claim, list[Path]]]:
     """Return the claims of others on fields that the apply would change."""
-    changed = {path for path, value in applied.items() if live.get(path) != value}
+    changed = _changed(live, applied)
     return [
         (claim, sorted(claim.fields & changed))
         for claim in claims
         if not claim.is_of(writer) and not claim.fields.isdisjoint(changed)
     ]
+
+
+def _changed(live: Mapping[Path, bytes], applied: Mapping[Path, bytes]) -> set[Path]:
+    """Fields of `live` that would not be what they are; an empty object or list leaves what others have put in it."""
+    around, wanted_around = _containers(live), _containers(applied)
+    replaced = {path for path, value in applied.items() if live.get(path) != value and around.get(path) != value}
+    replaced |= {path for path, value in wanted_around.items() if live.get(path, value) not in (value, _ITEM)}
+    emptied = replaced & around.keys()
+    if emptied:
+        replaced |= {path for path in live if any(path[:depth] in emptied for depth in range(1, len(path)))}
+    return replaced
+
+
+def _containers(fields: Iterable[Path]) -> dict[Path, bytes]:
+    """Everything that has fields in it, as it would look without them."""
+    return {
+        path[:depth]: b"{}" if path[depth].startswith("f:") else b"[]"
+        for path in fields
+        for depth in range(1, len(path))
+    }
 
 
 def conflict(found: Sequence[tuple[Claim, list[Path]]]) -> Conflict:
@@ -217,16 +238,21 @@ def _author(claim: Claim) -> str:
     return f'"{claim.manager}"{through}'
 
 
-def dropped(claims: Claims, applied: Mapping[Path, bytes], writer: Writer) -> list[Path]:
-    """Fields that the writer owned, no longer names, and nobody else holds: whole items before what is in them."""
+def _with_parents(paths: Iterable[Path]) -> set[Path]:
+    return {path[:depth] for path in paths for depth in range(1, len(path) + 1)}
+
+
+def prune(manifest: Manifest, claims: Claims, applied: Mapping[Path, bytes], writer: Writer) -> None:
+    """Take out, in place, what the writer owned, no longer names, and nobody else holds."""
     before = next((claim.fields for claim in claims if claim.is_of(writer)), frozenset())
-    named: list[Path] = [path for claim in claims if not claim.is_of(writer) for path in claim.fields]
-    held = {path[:depth] for path in (*named, *applied) for depth in range(1, len(path) + 1)}
-    return sorted(before - held, key=lambda path: (len(path), path))
+    named = [path for claim in claims if not claim.is_of(writer) for path in claim.fields]
+    held = _with_parents((*named, *applied))
+    for path in sorted(before - held, key=lambda path: (len(path), path)):  # whole items before what is in them
+        _remove(manifest, path, held)
 
 
-def remove(manifest: Manifest, path: Path) -> None:
-    """Take a field out of the manifest, in place, and the objects and lists that this leaves empty.
+def _remove(manifest: Manifest, path: Path, held: AbstractSet[Path]) -> None:
+    """Take one field out, and what is around it as far as this empties it and nobody holds it.
 
     The keys of a list's item stay as long as the item does.
     """
@@ -243,9 +269,9 @@ def remove(manifest: Manifest, path: Path) -> None:
         value = value[place]
         if element.startswith("f:"):
             names = (names[1], element[2:])
-    for container, place in reversed(trail):
+    for depth, (container, place) in reversed(list(enumerate(trail))):
         del container[place]
-        if container:
+        if container or path[:depth] in held:
             break
 
 
@@ -283,16 +309,16 @@ def _settle(  # noqa: PLR0913 - one rule for both ways of writing
     kept: Mapping[Path, bytes],
     add: bool,
 ) -> Claims:
+    standing = _with_parents(kept)
     settled = []
-    own: frozenset[Path] = mine
+    own = mine
     since = writer.time
     for claim in claims:
         if claim.is_of(writer):
-            own = claim.fields | mine if add else mine
-            own = frozenset(path for path in own if path in kept)
+            own = claim.fields & standing | mine if add else mine
             since = claim.time if own == claim.fields else writer.time
             continue
-        fields = frozenset(path for path in claim.fields - taken if path in kept)
+        fields = claim.fields & standing - taken
         if fields:
             settled.append(claim if fields == claim.fields else replace(claim, fields=fields))
     if own:
@@ -324,8 +350,12 @@ def _nest(paths: frozenset[Path]) -> Manifest:
         at = tree
         for element in path:
             at = at.setdefault(element, {})
-        if path[-1].startswith("k:"):
-            at["."] = {}
+    for path in paths:
+        at = tree
+        for element in path:
+            at = at[element]
+        if at or path[-1].startswith("k:"):
+            at["."] = {}  # owned itself, not only what is in it
     return tree
 
 
