@@ -84,6 +84,7 @@ def test_an_expression_is_found(pattern, text, found):
         (r"\y", "escape"),
         (r"\p{Greek}", "Unicode class"),
         (r"\x{1F600}", "beyond"),
+        (r"\Qa", "without its"),
         ("(?P<a b>x)", "proper name"),
         ("(?<a>x)(?<a>y)", "two groups"),
         ("(?x)a", "unknown kind of group"),

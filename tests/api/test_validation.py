@@ -39,6 +39,16 @@ def test_a_null_is_a_field_left_out():
     assert validate(a_route(rateLimit=None, loraAdapters=None)) == []
 
 
+@pytest.mark.parametrize("value", ["1", "1.5", "true", "2026-01-01", "2026-01-01T00:00:00Z"])
+def test_what_yaml_takes_for_something_else_wants_quotes(value):
+    manifest = a_route() | {"metadata": yaml.safe_load(f"{{name: demo, labels: {{version: {value}}}}}")}
+
+    [problem] = validate(manifest)
+
+    assert problem.path == "metadata.labels[version]"
+    assert problem.message.endswith("put it in quotes")
+
+
 def test_the_model_name_cannot_be_changed():
     [problem] = validate_update(a_route(), a_route(modelName="other"))
 

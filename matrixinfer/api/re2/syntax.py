@@ -103,10 +103,12 @@ class _Parser:
                 flags = changed
             elif self.take("\\Q"):
                 end = self.text.find("\\E", self.at)
-                literal = self.text[self.at : end] if end >= 0 else self.text[self.at :]
-                self.at += len(literal) + (2 if end >= 0 else 0)
+                if end < 0:
+                    raise self.error("has a \\Q without its \\E")
+                literal = self.text[self.at : end]
+                self.at = end + 2
                 parts.extend(_literal(char, flags) for char in literal)
-                if parts and literal:
+                if literal:
                     parts[-1] = self.repeated(parts[-1])
             else:
                 parts.append(self.repeated(self.atom(flags, nesting)))

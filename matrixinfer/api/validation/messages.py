@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
@@ -88,7 +89,7 @@ def _least(bound: dict[str, Any], text: str) -> str:
 
 
 def _quoting(kind: str, value: object) -> str:
-    if kind == "string_type" and isinstance(value, int | float):
+    if kind == "string_type" and isinstance(value, int | float | date):
         return ": put it in quotes"
     if kind in {"int_type", "bool_type"} and isinstance(value, str):
         return ": write it without quotes"
