@@ -1,8 +1,7 @@
 """The prefix index: which endpoints hold which block, learned from our own decisions.
 
-A chain is the hashes of a prefix's full blocks and, last, of the rest behind them (see tokens). Block hash -> Python
-int used as a set of bits: bit 0 says that another full block followed in some chain, bit s that the endpoint in slot
-s holds it. An endpoint's row in the table is given a
+Block hash -> Python int used as a set of bits: bit 0 says that another block followed in some chain, bit s that the
+endpoint in slot s holds it. An endpoint's row in the table is given a
 slot when it first learns; leaving costs one bit in a mask, and the slot's blocks are cleared away little by little
 before the slot is given again.
 
@@ -96,7 +95,7 @@ class PrefixIndex:
         return counts[self._slots_of(rows)]
 
     def trunk(self, hashes: Sequence[int]) -> int:
-        """Count the blocks at the chain's start from which something learned before goes on to a next full block.
+        """Count the blocks at the chain's start from which something learned before goes on.
 
         An endpoint that holds more than this holds an earlier request up to its end; one that holds no more only
         shares a beginning with others, such as a system prompt.
@@ -116,7 +115,7 @@ class PrefixIndex:
         before = len(held)
         bit = 1 << slot
         known = self._depth(hashes, bit)
-        continued = max(len(hashes) - 2, 0)  # all before the last full block
+        continued = len(hashes) - 1  # all but the last
         self._add(hashes[max(known, continued) :], bit, held)
         self._add(hashes[known:continued], bit | _CONTINUED, held)
         for block in reversed(hashes[: min(known, continued)]):

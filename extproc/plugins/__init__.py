@@ -33,12 +33,12 @@ DEFAULT: Final = {
         {"type": "bounded-load-filter", "parameters": {"loadFactor": 1.25, "minRequests": 4}},
         {
             "type": "prefix-cache-scorer",
-            "parameters": {"minTrunkShare": 0.5, "minTrunkTokens": 128, "minContinuationScore": 0.5},
+            "parameters": {"minTrunkShare": 0.5, "minTrunkTokens": 512, "minContinuationScore": 0.5},
         },
         {"type": "least-request-scorer", "parameters": {"scaleRequests": 8}},
         {"type": "load-aware-scorer", "parameters": {"threshold": 32}},
         {"type": "kv-cache-utilization-scorer"},
-        {"type": "no-hit-lru-scorer", "parameters": {"minTrunkShare": 0.5, "minTrunkTokens": 128}},
+        {"type": "no-hit-lru-scorer", "parameters": {"minTrunkShare": 0.5, "minTrunkTokens": 512}},
         {"type": "max-score-picker", "parameters": {"maxNumOfEndpoints": 4}},
     ],
     "schedulingProfiles": [
@@ -50,7 +50,7 @@ DEFAULT: Final = {
                 {"pluginRef": "least-request-scorer", "weight": 2},
                 {"pluginRef": "load-aware-scorer", "weight": 1},
                 {"pluginRef": "kv-cache-utilization-scorer", "weight": 1},
-                {"pluginRef": "no-hit-lru-scorer", "weight": 0.5},
+                {"pluginRef": "no-hit-lru-scorer", "weight": 0.6},
                 {"pluginRef": "max-score-picker"},
             ],
         }

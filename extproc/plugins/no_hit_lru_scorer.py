@@ -1,4 +1,4 @@
-"""`no-hit-lru-scorer`: spread requests that no endpoint has a prefix for, longest unused endpoint first."""
+"""`no-hit-lru-scorer`: where the prefix speaks for no endpoint, the one that has been idle for longest."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 class NoHitLruScorer:
-    """Score 0.5 for all if any endpoint holds part of the prefix, else 1 - rank / (n - 1), least recently used first.
+    """Score 0.5 for all on a hit, else 1 - rank / (n - 1), least recently chosen first.
 
-    rank: place of the endpoint in the order of its last cold request, 0 for the longest ago; those that never had one
-    come first and share rank 0. One candidate alone scores 1.
-    `minTrunkShare` 0, `minTrunkTokens` 0 (of ours): a match that scores 0 in prefix-cache-scorer for being a trunk
-    below these is no hit here either; give both plugins the same values. Memory is one number for each row of the
-    endpoint table, so upstream's `lruSize` has nothing to bound and is no parameter. `prefixMatchInfoProducerName` as
-    in prefix-cache-scorer. Source: llm-d's no-hit-lru-scorer.
+    A hit: one endpoint holds more of the prefix than another, and enough to score in prefix-cache-scorer. rank: place
+    of the endpoint in the order of when it was last chosen, 0 for the longest ago; those that never were come first
+    and share rank 0. One candidate alone scores 1. Every choice counts, of a request with a hit, too: what is evened
+    out is the work, not the misses (upstream counts the misses only, and takes equal matches for a hit).
+    `minTrunkShare` 0, `minTrunkTokens` 64 (of ours): as in prefix-cache-scorer; give both plugins the same values.
+    Memory is one number for each row of the endpoint table, so upstream's `lruSize` has nothing to bound and is no
+    parameter. `prefixMatchInfoProducerName` as in prefix-cache-scorer. Source: llm-d's no-hit-lru-scorer.
     """
 
     TYPE = "no-hit-lru-scorer"
@@ -35,17 +36,17 @@ class NoHitLruScorer:
 
         prefix_match_info_producer_name: str = ""
         min_trunk_share: float = parameter(0.0, minimum=0, maximum=1)
-        min_trunk_tokens: int = parameter(0, minimum=0)
+        min_trunk_tokens: int = parameter(64, minimum=0)
 
     def __init__(self, params: Params) -> None:
         self.params = params
-        self._count = 0  # cold requests so far
-        self._last: NDArray[np.int64] = np.zeros(64, dtype=np.int64)  # by row: the count at its last one
+        self._count = 0  # choices so far
+        self._last: NDArray[np.int64] = np.zeros(64, dtype=np.int64)  # by row: the count when it was last chosen
 
     def score(self, cycle: Cycle) -> NDArray[np.float64]:
         """Return the scores, shape (n,)."""
         n = len(cycle.rows)
-        if not self._cold(cycle):
+        if self._hit(cycle):
             return np.full(n, 0.5)
         if n == 1:
             return np.ones(1)
@@ -56,17 +57,18 @@ class NoHitLruScorer:
         return 1.0 - ranked.searchsorted(last) / (n - 1)
 
     def observe(self, cycle: Cycle, row: int) -> None:
-        """Remember where a cold request went."""
-        if self._cold(cycle):
-            self._cover(cycle)
-            self._count += 1
-            self._last[row] = self._count
+        """Remember the choice."""
+        self._cover(cycle)
+        self._count += 1
+        self._last[row] = self._count
 
-    def _cold(self, cycle: Cycle) -> bool:
+    def _hit(self, cycle: Cycle) -> bool:
         best = int(np.maximum.reduce(cycle.matched))
-        if best == 0 or cycle.trunk < best < cycle.blocks - 1:
-            return best == 0
-        return best < least_match(cycle, self.params.min_trunk_share, self.params.min_trunk_tokens)
+        if best == int(np.minimum.reduce(cycle.matched)):
+            return False
+        if cycle.trunk < best < cycle.blocks:
+            return True
+        return best >= least_match(cycle, self.params.min_trunk_share, self.params.min_trunk_tokens)
 
     def _cover(self, cycle: Cycle) -> None:
         size = len(cycle.table.endpoints)

@@ -24,14 +24,16 @@ class PrefixCacheScorer:
     attention's cost grows with the square of the length. `prefixMatchInfoProducerName`: the
     approx-prefix-cache-producer that it reads; there is one index, so it can only be named, not chosen.
 
-    Of ours, all 0 (off, as upstream) by default, and what the default profile sets:
-    `minTrunkShare` 0.5, `minTrunkTokens` 128: a match that is neither this whole prompt nor an earlier one that this
-    goes on from is a trunk: a system prompt, a chat template. Below either of the two it scores 0, so that new
-    conversations that share only a beginning spread over the endpoints. A trunk is followed when it saves more than
-    it leaves to do (Preble's rule, ICLR 2025); 128 tokens are prefilled in about 10 ms.
-    `minContinuationScore` 0.5: an earlier request that this one goes on from (trunk < m < b - 1: its full blocks end
-    there, and this one has more; the last of the b blocks is the rest behind the full ones) scores at least this. It is the next
-    turn of a conversation, and the engine holds the answer in between, too, of which we know nothing.
+    Of ours:
+    `minTrunkShare` 0 (0.5 in the default profile), `minTrunkTokens` 64 (512): a match that is neither this whole
+    prompt nor an earlier one that this goes on from is a trunk: a system prompt, a chat template. Below either of the
+    two it scores 0, so that new conversations that share only a beginning spread over the endpoints. 64 tokens are
+    upstream's smallest block, below which it sees no match. The default profile follows a trunk when that saves more
+    than it leaves to do (Preble's rule, ICLR 2025) and 512 tokens: fewer are prefilled in some 30 ms, and soon every
+    endpoint has them at the price of 32 blocks.
+    `minContinuationScore` 0 (0.5): an earlier request that this one goes on from (trunk < m < b: it ended there, and
+    this one has more) scores at least this. It is the next turn of a conversation, and the engine holds the answer
+    in between, too, of which we know nothing.
     Source: llm-d's prefix-cache-scorer.
     """
 
@@ -45,7 +47,7 @@ class PrefixCacheScorer:
         match_length_scale_tokens: int = parameter(8192, minimum=1)
         prefix_match_info_producer_name: str = ""
         min_trunk_share: float = parameter(0.0, minimum=0, maximum=1)
-        min_trunk_tokens: int = parameter(0, minimum=0)
+        min_trunk_tokens: int = parameter(64, minimum=0)
         min_continuation_score: float = parameter(0.0, minimum=0, maximum=1)
 
     def __init__(self, params: Params) -> None:
@@ -64,7 +66,7 @@ class PrefixCacheScorer:
         trunk = score
         if params.min_trunk_share or params.min_trunk_tokens:
             trunk = score * (cycle.matched >= least_match(cycle, params.min_trunk_share, params.min_trunk_tokens))
-        goes_on = (cycle.matched > cycle.trunk) & (cycle.matched < cycle.blocks - 1)
+        goes_on = (cycle.matched > cycle.trunk) & (cycle.matched < cycle.blocks)
         if np.count_nonzero(goes_on):
             return np.where(goes_on, np.maximum(score, params.min_continuation_score), trunk)
         return trunk

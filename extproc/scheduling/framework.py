@@ -34,7 +34,7 @@ class Cycle:
     table: EndpointTable
     rows: NDArray[np.intp]  # the candidates' rows in the table
     matched: NDArray[np.int64]  # blocks at the prefix's start that each candidate holds
-    blocks: int  # blocks of the whole prefix, the incomplete last one included
+    blocks: int  # blocks of the whole prefix
     now: float  # monotonic seconds
     draw: Draw
     trunk: int = 0  # blocks at the prefix's start from which earlier requests went on; 0 if not known

@@ -1,33 +1,37 @@
 """Text blocks: a prefix as a chain of 64-bit hashes over blocks of its bytes, without a tokenizer.
 
 Block i's hash covers blocks 0..i: xxh3_64 of its bytes, seeded with the hash of block i-1. Two prefixes have the same
-hash at i exactly if they agree up to there (but for one chance in 2^64), so a chain is looked up block by block.
+hash at i exactly if they agree up to there (but for one chance in 2^64), so a chain is looked up block by block. The
+root separates what never shares a cache: the model as the engine knows it (a LoRA adapter is a model of its own) and
+the client's cache salt.
 
-The chain's root separates what never shares a cache: the model as the engine knows it (a LoRA adapter is a model of
-its own) and the client's cache salt. A conversation's next turn has the full blocks of the one before; the last hash,
-over the rest of the bytes, tells the same prompt again from another one that differs in its last words only. A prefix
-without a full block has no chain: engines cache full blocks only.
+Blocks do not cross the end of a message: a message's last block is as long as what is left of it. The chain of a
+conversation's next turn therefore begins with the whole chain of the turn before, however short that was, and
+conversations that differ in a word differ in a block. Text that is not made of messages has full blocks only, as what
+is added to it later keeps to no boundary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from xxhash import xxh3_64_intdigest
 
 if TYPE_CHECKING:
     from extproc.types import InferenceRequest
 
+_ROLE: Final = b'"role"'  # a message's first key; in a string its quotes would be escaped
+_GAP: Final = 64  # bytes looked at for the end of the message before
+
 
 class PrefixBlocks(Protocol):
     """Anything that turns a request's prefix into a chain of block hashes."""
 
     def chain(self, request: InferenceRequest, model: str) -> list[int]:
-        """Return the hashes of the prefix's full blocks, first block first, then that of what remains.
+        """Return the hashes of the prefix's blocks, first block first; empty if there is nothing to look up.
 
-        Empty for a prefix without a full block.
         `model` is the name that goes to the engine, after any rewrite.
         """
         ...
@@ -38,29 +42,58 @@ class TextBlocks:
     """Chains over blocks of bytes. 40 KB take about 60 µs.
 
     `block_bytes`: 64 bytes are about 16 tokens (4 bytes each in English text), the block size of the engines.
-    `max_blocks`: full blocks; 8192 are upstream's bound of 131,072 tokens; what lies behind is not looked at.
+    `max_blocks`: 8192 are upstream's bound of 131,072 tokens; what lies behind is not looked at.
     """
 
     block_bytes: int = 64
     max_blocks: int = 8192
 
     def chain(self, request: InferenceRequest, model: str) -> list[int]:
-        """Return the hashes of the full blocks and of the rest; no rest where the bound cuts the prefix."""
-        prefix = request.prefix
+        """Return the hashes of the blocks; empty for text that is shorter than a block."""
+        prefix = memoryview(request.prefix)
         size = self.block_bytes
-        count = min(len(prefix) // size, self.max_blocks)
-        if not count:
-            return []
+        blocks = Struct(f"{size}s")
         digest = xxh3_64_intdigest
         previous = digest(_bytes(request.cache_salt), digest(_bytes(model)))
         hashes: list[int] = []
         add = hashes.append
-        for (block,) in Struct(f"{size}s").iter_unpack(memoryview(prefix)[: count * size]):
-            previous = digest(block, previous)
-            add(previous)
-        if len(prefix) < (count + 1) * size:
-            add(digest(prefix[count * size :], previous))
+        ends = message_ends(request.prefix)
+        begin = 0
+        for end in ends or (len(prefix),):
+            full = begin + min((end - begin) // size, self.max_blocks - len(hashes)) * size
+            for (block,) in blocks.iter_unpack(prefix[begin:full]):
+                previous = digest(block, previous)
+                add(previous)
+            if len(hashes) == self.max_blocks:
+                break
+            if ends and full < end:
+                previous = digest(prefix[full:end], previous)
+                add(previous)
+            begin = end
         return hashes
+
+
+def message_ends(prefix: bytes) -> list[int]:
+    """Return where messages end in a JSON list of them, the last at the prefix's end; empty if there is no message.
+
+    A message ends at a closing brace before a comma, an opening brace and the key "role". Messages that begin with
+    another key are not told apart from the one before.
+    """
+    ends: list[int] = []
+    found = prefix.find(_ROLE)
+    if found < 0:
+        return ends
+    while found >= 0:
+        gap = prefix[max(found - _GAP, 0) : found].rstrip()
+        if gap.endswith(b"{"):
+            gap = gap[:-1].rstrip()
+            if gap.endswith(b","):
+                gap = gap[:-1].rstrip()
+                if gap.endswith(b"}"):
+                    ends.append(found - min(_GAP, found) + len(gap))
+        found = prefix.find(_ROLE, found + len(_ROLE))
+    ends.append(len(prefix))
+    return ends
 
 
 def _bytes(text: str) -> bytes:

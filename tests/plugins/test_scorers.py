@@ -85,7 +85,9 @@ def test_match_length_counts_squared_by_its_weight():
     request = a_request(prompt_tokens=100)
     cycle = a_cycle(an_endpoint(matched=50), an_endpoint(matched=5), blocks=100, request=request)
 
-    scores = a_plugin(PrefixCacheScorer, match_length_weight=0.5, match_length_scale_tokens=100).score(cycle)
+    scores = a_plugin(
+        PrefixCacheScorer, match_length_weight=0.5, match_length_scale_tokens=100, min_trunk_tokens=0
+    ).score(cycle)
 
     assert scores.tolist() == pytest.approx([0.375, 0.02625])
 
@@ -117,13 +119,31 @@ def test_cold_requests_go_to_who_had_none_for_longest():
     assert scorer.score(cycle).tolist() == [0.0, 0.5, 1.0]
 
 
-def test_requests_with_a_hit_neither_read_nor_change_the_order():
+def test_a_hit_leaves_the_choice_to_the_prefix():
     scorer = a_plugin(NoHitLruScorer)
     hit = a_cycle(an_endpoint(matched=1), an_endpoint(), blocks=4)
     scorer.observe(hit, 0)
 
     assert scorer.score(hit).tolist() == [0.5, 0.5]
-    assert scorer.score(a_cycle(an_endpoint(), an_endpoint())).tolist() == [1.0, 1.0]
+    assert scorer.score(a_cycle(an_endpoint(), an_endpoint())).tolist() == [0.0, 1.0]
+
+
+def test_a_prefix_that_all_hold_speaks_for_nobody():
+    scorer = a_plugin(NoHitLruScorer)
+    cycle = a_cycle(an_endpoint(matched=3), an_endpoint(matched=3), blocks=4)
+    scorer.observe(cycle, 1)
+
+    assert scorer.score(cycle).tolist() == [1.0, 0.0]
+
+
+def test_a_match_of_a_few_tokens_scores_nothing_unless_it_is_the_whole_prompt():
+    scorer = a_plugin(PrefixCacheScorer)
+    request = a_request(prompt_tokens=100)
+
+    assert scorer.score(a_cycle(an_endpoint(matched=6), blocks=10, trunk=6, request=request)).tolist() == [0.0]
+    assert scorer.score(a_cycle(an_endpoint(matched=7), blocks=10, trunk=7, request=request)).tolist() == [0.7]
+    small = a_request(prompt_tokens=20)
+    assert scorer.score(a_cycle(an_endpoint(matched=3), blocks=3, trunk=1, request=small)).tolist() == [1.0]
 
 
 def test_a_short_trunk_is_as_good_as_cold():

@@ -15,7 +15,7 @@ from extproc.types import Api, InferenceRequest
 HEAD = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
 
 
-def a_request(prefix=b"", *, prompt_tokens=100, model="demo"):
+def a_request(prefix=b"", *, prompt_tokens=10_000, model="demo"):
     return InferenceRequest(
         id="1",
         api=Api.CHAT,

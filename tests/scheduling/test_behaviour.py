@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -71,17 +72,29 @@ class Pool:
 
 
 def text(draw, size):
-    return draw.randbytes(size)
+    return "".join(draw.choices("abcdefghijklmnopqrstuvwxyz ", k=size))
+
+
+def chat(*messages):
+    """What precedes generation, as the picker sees it: the list of messages without its closing bracket."""
+    listed = [{"role": role, "content": content} for role, content in messages]
+    return json.dumps(listed).encode().removesuffix(b"]")
 
 
 class Conversation:
-    def __init__(self, seed, *, system=b"", first=300, answer=200, question=200):
+    def __init__(self, seed, *, system="", first=300, answer=200, question=200):
         self.draw = random.Random(f"conversation {seed}")
-        self.prefix = system + text(self.draw, first)
+        self.messages = [("system", system)] if system else []
+        self.messages.append(("user", first if isinstance(first, str) else text(self.draw, first)))
         self.answer, self.question = answer, question
 
+    @property
+    def prefix(self):
+        return chat(*self.messages)
+
     def go_on(self):
-        self.prefix += text(self.draw, self.answer) + text(self.draw, self.question)
+        self.messages.append(("assistant", text(self.draw, self.answer)))
+        self.messages.append(("user", text(self.draw, self.question)))
 
 
 SYSTEM = text(random.Random(0), 200)
@@ -115,7 +128,7 @@ def in_turns(pool, conversations, turns):
 
 
 @pytest.mark.parametrize("how", [one_after_the_other, in_turns])
-@pytest.mark.parametrize("system", [b"", SYSTEM], ids=["no-system-prompt", "short-system-prompt"])
+@pytest.mark.parametrize("system", ["", SYSTEM], ids=["no-system-prompt", "short-system-prompt"])
 @pytest.mark.parametrize("answer", [200, 4000], ids=["short-answers", "long-answers"])
 def test_ten_conversations_of_five_turns_stay_where_they_began_and_spread(how, system, answer):
     pool = Pool()
@@ -127,21 +140,46 @@ def test_ten_conversations_of_five_turns_stay_where_they_began_and_spread(how, s
     assert max(pool.counts.values()) <= 15  # three conversations of ten
 
 
+@pytest.mark.parametrize("how", [one_after_the_other, in_turns])
+@pytest.mark.parametrize("system", ["", SYSTEM, 4 * SYSTEM], ids=["no-system-prompt", "short-one", "longer-one"])
+@pytest.mark.parametrize("answer", [20, 4000], ids=["short-answers", "long-answers"])
+def test_conversations_that_open_with_a_word_stay_where_they_began(how, system, answer):
+    pool = Pool()
+    rows = how(pool, [Conversation(at, system=system, first=f"Story {at}", answer=answer) for at in range(10)], 5)
+
+    assert [len(set(one)) for one in rows] == [1] * 10
+    assert len(pool.counts) == 4
+
+
+def test_one_prompt_for_all_spreads_once_all_hold_it():
+    pool = Pool()
+    draw = random.Random(1)
+    prompt = chat(("user", text(draw, 800)))
+    running = []
+
+    for _ in range(3000):
+        if len(running) == 16:
+            pool.end(running.pop(draw.randrange(16)))
+        running.append(pool.begin(prompt))
+
+    assert max(pool.counts.values()) / min(pool.counts.values()) < 1.1
+
+
 def test_the_same_prompt_again_goes_where_it_was():
     pool = Pool()
-    prompt = text(random.Random(1), 100)
+    prompt = chat(("user", text(random.Random(1), 20)))
 
     assert len({pool.serve(prompt) for _ in range(20)}) == 1
 
 
-@pytest.mark.parametrize("common", [64, 100, 300, 500])
+@pytest.mark.parametrize("common", [20, 64, 100, 300, 450])
 def test_prompts_that_share_a_short_beginning_only_spread(common):
     pool = Pool()
     draw = random.Random(2)
     beginning = text(draw, common)
 
     for _ in range(400):
-        pool.serve(beginning + text(draw, 30))
+        pool.serve(chat(("user", beginning + text(draw, 30))))
 
     assert max(pool.counts.values()) <= 102
 
@@ -151,7 +189,7 @@ def test_prompts_that_share_most_of_themselves_stay_together_while_the_engine_is
     draw = random.Random(2)
     beginning = text(draw, 4000)
 
-    rows = {pool.serve(beginning + text(draw, 400)) for _ in range(40)}
+    rows = {pool.serve(chat(("system", beginning), ("user", text(draw, 400)))) for _ in range(40)}
 
     assert len(rows) == 1
 
@@ -171,7 +209,7 @@ def test_cold_requests_one_at_a_time_spread_evenly(seed):
     draw = random.Random(seed)
 
     for _ in range(400):
-        pool.serve(text(draw, 300))
+        pool.serve(chat(("user", text(draw, 300))))
 
     assert pool.imbalance == pytest.approx(1.0, abs=0.01)
 
@@ -186,7 +224,7 @@ def test_prompts_too_short_for_a_block_spread_evenly(seed):
     assert pool.imbalance == pytest.approx(1.0, abs=0.01)
 
 
-@pytest.mark.parametrize("system", [b"", SYSTEM], ids=["nothing-shared", "short-system-prompt"])
+@pytest.mark.parametrize("system", ["", SYSTEM], ids=["nothing-shared", "short-system-prompt"])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_closed_loop_of_cold_requests_spreads_evenly(seed, system):
     pool = Pool(seed=seed)
@@ -196,7 +234,7 @@ def test_a_closed_loop_of_cold_requests_spreads_evenly(seed, system):
     for _ in range(3000):
         if len(running) == 16:
             pool.end(running.pop(draw.randrange(16)))  # any of them: as uneven as service can be
-        running.append(pool.begin(system + text(draw, 800)))
+        running.append(pool.begin(chat(("user", system + text(draw, 800)))))
 
     assert max(pool.counts.values()) / min(pool.counts.values()) < 1.1
 
@@ -206,7 +244,7 @@ def test_a_burst_within_one_scrape_interval_does_not_herd():
     pool.table.waiting[:4] = [0, 3, 5, 4]  # the last scrape saw row 0 idle
 
     for at in range(40):
-        pool.begin(text(random.Random(at), 300))
+        pool.begin(chat(("user", text(random.Random(at), 300))))
 
     assert max(pool.counts.values()) <= 13  # 1.25 times the fair ten
     assert min(pool.counts.values()) >= 7
@@ -221,7 +259,7 @@ def test_a_hot_prefix_holds_no_engine_above_its_bound():
     for at in range(1000):
         if len(running) == 32:
             pool.end(running.pop(draw.randrange(32)))
-        running.append(pool.begin(hot + text(draw, 200)))
+        running.append(pool.begin(chat(("system", hot), ("user", text(draw, 200)))))
         if at > 100:
             assert pool.table.inflight.max() <= 10  # ceil(1.25 * 32 / 4)
 
@@ -253,7 +291,7 @@ def test_a_slow_engine_gets_less():
         if len(running) == 24:
             fast = [at for at, row in enumerate(running) if row != 0]
             pool.end(running.pop(draw.choice(fast) if draw.random() < 0.95 and fast else 0))
-        running.append(pool.begin(text(draw, 300)))
+        running.append(pool.begin(chat(("user", text(draw, 300)))))
 
     assert pool.counts[0] < 0.6 * max(pool.counts.values())
 

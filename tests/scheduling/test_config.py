@@ -33,7 +33,7 @@ def test_the_default_document_is_complete():
         ("least-request-scorer", 2.0),
         ("load-aware-scorer", 1.0),
         ("kv-cache-utilization-scorer", 1.0),
-        ("no-hit-lru-scorer", 0.5),
+        ("no-hit-lru-scorer", 0.6),
         ("max-score-picker", 1.0),
     )
     assert result.prefix.block_bytes == 64
