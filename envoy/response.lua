@@ -22,6 +22,7 @@ local MODEL = '"model"%s*:%s*"([^"\\]*)"'
 local NO_CHOICES = '"choices"%s*:%s*%[%s*%]'
 
 local LONGEST_USAGE = 16384 -- a usage object is some 100 bytes; what is longer is something else
+local LONGEST_NAME = 512 -- of a model, with its key
 local LONGEST_EVENT = 1048576 -- hiding stops at an event longer than this, rather than hold back more
 
 -- Writes one value, unless it is there already.
@@ -65,7 +66,8 @@ local function observe(seen, handle, text)
   while true do
     local start, stop = find(text, KEY, from, true)
     if start == nil then
-      return byte(text, -1) == 10 and "" or sub(text, from > #text - 5 and from or -6)
+      -- An event ended; or a word may have been cut: "usage", or the name that has not been seen yet.
+      return byte(text, -1) == 10 and "" or sub(text, seen.model == nil and -LONGEST_NAME or -6)
     end
     local object, after = match(text, OBJECT, stop + 1)
     if object ~= nil then

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 Name = tuple[str, str]  # namespace, name
 View = TypeVar("View", core.Pod, networking.ModelServer, networking.ModelRoute)
 
-# The first retry goes out at once, nearly: it is another pod that is asked.
-DEFAULT_RETRY = ir.Retry()
+SHORTEST_S, LONGEST_S = 0.001, 86_400.0  # spans that a proxy's timers can keep; beyond them is as good as at them
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def _server(server: networking.ModelServer, pods: list[core.Pod]) -> Server:
         port = server.spec.workload_port.port if text is None else networking.port_number(text)
         if port is None:
             bad_ports.append(pod.metadata.name)
-        elif pod.status.pod_ip:
+        elif _is_address(pod.status.pod_ip):
             endpoint = ir.Endpoint(pod.status.pod_ip, port)
             ready = pod.ready and not pod.terminating
             endpoints[endpoint] = ready or endpoints.get(endpoint, False)
@@ -137,17 +137,28 @@ def _server(server: networking.ModelServer, pods: list[core.Pod]) -> Server:
 
 def _backend(server: Server) -> ir.Backend:
     spec = server.resource.spec
-    policy = spec.traffic_policy
-    timeout = policy.timeout if policy else None
-    retry = policy.retry if policy else None
+    policy = spec.traffic_policy or networking.TrafficPolicy()
+    timeout, retry = policy.timeout, policy.retry
     return ir.Backend(
         namespace=server.resource.metadata.namespace,
         name=server.resource.metadata.name,
         endpoints=server.ready,
-        timeout_s=timeout.seconds if timeout else None,
-        retry=ir.Retry(retry.attempts, retry.retry_interval.seconds) if retry else DEFAULT_RETRY,
+        timeout_s=_bounded(timeout.seconds) if timeout is not None else None,
+        retry=ir.Retry(retry.attempts, _bounded(retry.retry_interval.seconds)) if retry is not None else ir.Retry(),
         tls=spec.workload_port.protocol == "https",
     )
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, SHORTEST_S), LONGEST_S)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _models(routes: list[networking.ModelRoute], servers: Mapping[Name, Server]) -> tuple[ir.Model, ...]:

@@ -67,6 +67,7 @@ class _Type:
     nonce: str = ""
     waiting: Response | None = None  # sent, not answered
     renewed: bool = False  # asked again: owes an answer even if nothing changed
+    alone: list[str] = field(default_factory=list)  # refused with others: sent again one by one to find the bad one
     refusals: dict[str, tuple[str, str]] = field(default_factory=dict)  # name -> digest of what was refused, message
 
 
@@ -101,7 +102,11 @@ class Session:
             known.refusals.pop(name, None)
         if request.error is None:
             return Ack(request.type_url, answered.version)
-        named = frozenset(name for name in answered.resources if name in request.error) or frozenset(answered.resources)
+        named = frozenset(name for name in answered.resources if name in request.error)
+        if not named and request.type_url not in WHOLE and len(answered.resources) > 1:
+            known.alone = sorted(answered.resources)
+            return None
+        named = named or frozenset(answered.resources)
         known.refusals |= {name: (answered.resources[name].digest, request.error) for name in named}
         return Nack(request.type_url, request.error, named)
 
@@ -137,6 +142,8 @@ class Session:
         return any(known.waiting is not None for known in self._types.values())
 
     def _due(self, type_url: str, known: _Type, wanted: Mapping[str, Resource]) -> Mapping[str, Resource] | None:
+        if known.alone:
+            return {name: wanted[name] for name in (known.alone.pop(),) if name in wanted} or None
         if type_url not in WHOLE:
             changed = {
                 name: wanted[name] for name in known.names & wanted.keys() if known.sent.get(name) != wanted[name]

@@ -322,7 +322,7 @@ class Envoy:
             "ADMIN_ADDRESS": json.dumps({"pipe": {"path": f"{self.folder}/admin.sock"}}),
             "MAX_CONNECTIONS": "1000",
         }.items():
-            text = text.replace("${%s}" % name, value)
+            text = text.replace(f"${{{name}}}", value)
         bootstrap = self.folder / "bootstrap.yaml"
         bootstrap.write_text(text)
         self._process = await asyncio.create_subprocess_exec(
@@ -347,7 +347,7 @@ class Envoy:
                     raise RuntimeError((self.folder / "envoy.log").read_text())
                 await asyncio.sleep(0.02)
             while (await self.admin("/ready")).strip() != b"LIVE":
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # noqa: ASYNC110 - Envoy can only be asked
 
     async def apply(self, config: ir.IR) -> ir.Delivery:
         """Publish, and wait until Envoy has taken or refused everything."""
