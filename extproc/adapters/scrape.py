@@ -162,7 +162,8 @@ class Scraper:
         else:
             self._answered(address, target)
         finally:
-            interval = intervals[0] if busy or target.misses else intervals[1]
+            doubtful = 0 < target.misses < self._pace.misses
+            interval = intervals[0] if busy or doubtful else intervals[1]
             target.due = self._clock() + interval * (0.9 + 0.2 * self._draw.random())
             target.running = False
 
@@ -217,10 +218,11 @@ class Scraper:
         target.misses += 1
         if target.misses < self._pace.misses:
             return
-        if target.misses == self._pace.misses:
-            _LOG.warning("an engine does not answer", extra={"endpoint": address, "error": kind})
         row = self._table.row(address)
-        if row is not None:
+        endpoint = None if row is None else self._table.endpoints[row]
+        if row is not None and endpoint is not None:
+            if target.misses == self._pace.misses and endpoint.ready:  # one that starts is silent for long
+                _LOG.warning("an engine does not answer", extra={"endpoint": address, "error": kind})
             until = self._clock() + 2 * self._pace.idle_s + self._pace.timeout_s
             self._table.avoid_until[row] = max(self._table.avoid_until[row], until)
 
