@@ -55,14 +55,19 @@ async def _serve(configuration: settings.Settings, given: list[faults.Fault]) ->
         service.adapters.load(name, path or name)
 
     front = app.App(service, metrics, kv_events=feed.as_config() if feed else None)
-    http = server.Server(front.handle, front.observe, max_body_bytes=configuration.max_body_mb << 20)
+    http = server.Server(
+        front.handle,
+        front.observe,
+        max_body_bytes=configuration.max_body_mb << 20,
+        keep_alive_s=configuration.keep_alive,
+    )
     controls = control.Control(service, http)
     front.add(controls.routes())
     await http.listen(configuration.host, configuration.port)
     lines = [f"serving {configuration.names[0]} on http://{configuration.host}:{http.port}"]
     admin = None
     if configuration.admin_port is not None:
-        admin = server.Server(front.handle, front.observe, max_body_bytes=1 << 20)
+        admin = server.Server(front.handle, front.observe, max_body_bytes=1 << 20, keep_alive_s=0)
         await admin.listen(configuration.host, configuration.admin_port)
         lines.append(f"admin on http://{configuration.host}:{admin.port}")
     for fault in given:

@@ -1,6 +1,5 @@
 """The form of Anthropic's messages, and its bodies turned into OpenAI's messages."""
 
-import secrets
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,8 +42,8 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
 class Messages:
     """One answer of /v1/messages."""
 
-    def __init__(self, model: str) -> None:
-        self.request_id = f"chatcmpl-{secrets.token_hex(8)}"
+    def __init__(self, request_key: str, *, model: str) -> None:
+        self.request_id = f"chatcmpl-{request_key}"
         self._model = model
 
     def opening(self, answer: Answer) -> Iterable[bytes]:

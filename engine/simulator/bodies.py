@@ -14,6 +14,7 @@ from engine.simulator import http1
 from engine.simulator.errors import ApiError, invalid, missing
 
 Body = dict[str, Any]
+_MOST_CHOICES = 16_384
 
 
 def load(request: http1.Request) -> Body:
@@ -79,6 +80,8 @@ def sampling(body: Body, *limits: str) -> Sampling:
     n = integer(body, "n")
     if n is not None and n < 1:
         raise ApiError(400, f"n must be at least 1, got {n}.", param="n")
+    if n is not None and n > _MOST_CHOICES:
+        raise ApiError(400, f"n must be at most {_MOST_CHOICES}, got {n}.", param="n")
     temperature = number(body, "temperature")
     if temperature is not None and temperature < 0:
         raise ApiError(400, f"temperature must be non-negative, got {temperature}.", param="temperature")

@@ -9,7 +9,7 @@ from engine.simulator import anthropic, bodies, chat, openai, pooling, responses
 from engine.simulator.answer import Form
 from engine.simulator.bodies import Body
 from engine.simulator.errors import ApiError, missing
-from engine.simulator.serving import Serving, Work
+from engine.simulator.serving import Serving, Work, request_key
 
 _COMPLETION_LENGTH = 16  # OpenAI's default for completions
 
@@ -25,7 +25,7 @@ class Endpoints:
         messages = bodies.messages(body)
         sampling = bodies.sampling(body, "max_completion_tokens", "max_tokens")
         model = self._serving.model(body)
-        form = openai.Chat(self._serving.frame(model, sampling))
+        form = openai.Chat(self._serving.frame(reply, model, sampling))
         prompt = chat.render(self._serving.tokens, messages, tools=body.get("tools"))
         self._generate(body, reply, prompts=[prompt], sampling=sampling, model=model, form=form)
 
@@ -34,7 +34,7 @@ class Endpoints:
         sampling = bodies.with_default_length(bodies.sampling(body, "max_tokens"), _COMPLETION_LENGTH)
         model = self._serving.model(body)
         prompts = self._serving.prompts(body, "prompt")
-        form = openai.Completion(self._serving.frame(model, sampling))
+        form = openai.Completion(self._serving.frame(reply, model, sampling))
         self._generate(body, reply, prompts=prompts, sampling=sampling, model=model, form=form)
 
     def responses(self, body: Body, reply: server.Reply) -> None:
@@ -54,7 +54,7 @@ class Endpoints:
         stops = body.get("stop_sequences")
         sampling = bodies.sampling({**body, "stop": stops, "n": None}, "max_tokens")
         model = self._serving.model(body)
-        form = anthropic.Messages(model)
+        form = anthropic.Messages(request_key(reply.request), model=model)
         prompt = chat.render(self._serving.tokens, messages, tools=body.get("tools"))
         self._generate(body, reply, prompts=[prompt], sampling=sampling, model=model, form=form)
 

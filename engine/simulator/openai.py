@@ -3,7 +3,6 @@
 Everything of an event but its words is made once per answer, as bytes.
 """
 
-import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -50,6 +49,7 @@ class Frame:
 
     model: str
     block_size: int
+    request_key: str
     include_usage: bool = False
     continuous_usage: bool = False
 
@@ -58,7 +58,7 @@ class _Events:
     """What the two streams share: the head of each event, and usage."""
 
     def __init__(self, frame: Frame, *, prefix: str, kind: str) -> None:
-        self.request_id = f"{prefix}-{secrets.token_hex(8)}"
+        self.request_id = f"{prefix}-{frame.request_key}"
         self.created = int(time.time())
         self.model = frame.model
         self._block_size = frame.block_size

@@ -20,6 +20,8 @@ TEXT = b"text/plain; charset=utf-8"
 
 _REASONS = {int(status): status.phrase.encode() for status in HTTPStatus}
 
+_SWEEP_S = 0.5
+
 Handler = Callable[[http1.Request, "Reply"], None]
 
 
@@ -156,6 +158,7 @@ class Connection(asyncio.Protocol):
         self._reply: Reply | None = None
         self._closing = False
         self._parsing = False
+        self.idle_since = time.monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection in."""
@@ -196,6 +199,7 @@ class Connection(asyncio.Protocol):
         if self._reply is not reply:
             return
         self._reply = None
+        self.idle_since = time.monotonic()
         transport = self._transport
         if transport is None:
             return
@@ -222,6 +226,11 @@ class Connection(asyncio.Protocol):
         """Close when nothing is in flight, else after the answer."""
         self._closing = True
         if self._reply is None and self._transport is not None:
+            self._transport.close()
+
+    def close_if_idle(self) -> None:
+        """Close a connection on which nothing is in flight."""
+        if self._reply is None and self._parser.idle and self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
@@ -256,10 +265,13 @@ class Connection(asyncio.Protocol):
 class Server:
     """Listens, knows its connections, drains."""
 
-    def __init__(self, handle: Handler, observe: Callable[[Reply], None], *, max_body_bytes: int) -> None:
+    def __init__(
+        self, handle: Handler, observe: Callable[[Reply], None], *, max_body_bytes: int, keep_alive_s: float
+    ) -> None:
         self.handle = handle
         self.observe = observe
         self.max_body_bytes = max_body_bytes
+        self._keep_alive_s = keep_alive_s
         self.connections: set[Connection] = set()
         self.draining = False
         self.date = _Date()
@@ -267,6 +279,7 @@ class Server:
         self._port = 0
         self._listener: asyncio.Server | None = None
         self._all_left: asyncio.Event | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
 
     @property
     def port(self) -> int:
@@ -277,6 +290,8 @@ class Server:
         """Accept connections."""
         loop = asyncio.get_running_loop()
         self._host = host
+        if self._sweeper is None and self._keep_alive_s:
+            self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
         self._listener = await loop.create_server(lambda: Connection(self), host, port, backlog=1024)
         self._port = int(self._listener.sockets[0].getsockname()[1])
 
@@ -306,6 +321,12 @@ class Server:
         except TimeoutError:
             for connection in list(self.connections):
                 connection.abort()
+
+    def _sweep(self) -> None:
+        before = time.monotonic() - self._keep_alive_s
+        for connection in [connection for connection in self.connections if connection.idle_since < before]:
+            connection.close_if_idle()
+        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
     def left(self) -> None:
         """Note that a connection has gone."""

@@ -1,5 +1,6 @@
 """From a request's body to sequences in the batch, the same way for every endpoint that generates."""
 
+import secrets
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from engine.simulator import (
     engine,
     errors,
     faults,
+    http1,
     kvcache,
     ledger,
     openai,
@@ -84,9 +86,15 @@ class Serving:
             raise errors.unknown_model(name, self.settings.names)
         return name
 
-    def frame(self, model: str, sampling: bodies.Sampling) -> openai.Frame:
+    def frame(self, reply: server.Reply, model: str, sampling: bodies.Sampling) -> openai.Frame:
         """Give what OpenAI's answers say besides their words."""
-        return openai.Frame(model, self.settings.block_size, sampling.include_usage, sampling.continuous_usage)
+        return openai.Frame(
+            model=model,
+            block_size=self.settings.block_size,
+            request_key=request_key(reply.request),
+            include_usage=sampling.include_usage,
+            continuous_usage=sampling.continuous_usage,
+        )
 
     def prompts(self, body: bodies.Body, name: str) -> Sequence["array[int]"]:
         """Give the prompts of a field: a text, token ids, or a list of either."""
@@ -193,6 +201,11 @@ class Serving:
 
         reply.gone = lambda: ended(gone=True)
         reply.complete = lambda: ended(gone=False)
+
+
+def request_key(request: http1.Request) -> str:
+    """Give what makes an answer's id its own: the caller's request id, where there is one."""
+    return request.headers.get("x-request-id") or secrets.token_hex(8)
 
 
 class _Ends:

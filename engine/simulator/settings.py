@@ -63,6 +63,7 @@ class Settings:
     buffer_steps: int
     data_parallel_rank: int
     max_body_mb: int
+    keep_alive: float
     grace: float
     fail: tuple[str, ...]
 
@@ -110,6 +111,7 @@ def _problem(settings: Settings) -> str | None:
             (longest or 0) <= settings.cache_tokens,
             f"--max-model-len {longest} is over the {settings.cache_tokens} tokens that --kv-blocks hold",
         ),
+        (settings.topic or settings.port or not settings.kv_events_endpoint, "--port 0 with KV events needs --topic"),
         (
             settings.kv_events_endpoint or not settings.replay_endpoint,
             "--replay-endpoint needs --kv-events-endpoint",
@@ -140,6 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--no-lora", action="store_true", help="no adapters: loading one is 404 and the LoRA metric is absent")
     add("--max-body-mb", type=int, default=256, help="larger request bodies get 413 (default %(default)s)")
+    add(
+        "--keep-alive",
+        type=float,
+        default=5.0,
+        help="seconds that an idle connection stays open, 5 as in vLLM; 0: for ever (default %(default)s)",
+    )
     add(
         "--grace",
         type=float,

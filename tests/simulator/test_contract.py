@@ -177,6 +177,16 @@ def _chunks(body: bytes) -> list[bytes]:
     return chunks
 
 
+def test_the_callers_request_id_is_in_the_answers_id(engine: Engine):
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}
+    named = {"x-request-id": "caller-7"}
+
+    assert call(engine.url + "/v1/chat/completions", chat, headers=named).json()["id"] == "chatcmpl-caller-7"
+    assert call(engine.url + "/v1/messages", chat, headers=named).json()["id"] == "chatcmpl-caller-7"
+    completion = call(engine.url + "/v1/completions", {"model": "tiny", "prompt": "x", "max_tokens": 1}, headers=named)
+    assert completion.json()["id"] == "cmpl-caller-7"
+
+
 def test_cached_tokens_follow_the_blocks(engine: Engine):
     def details(name: str) -> dict[str, Any]:
         return engine.answers[name].json()["usage"]["prompt_tokens_details"]

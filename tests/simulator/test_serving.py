@@ -217,6 +217,21 @@ def test_pipelined_requests_are_answered_in_order(fast: Simulator):
     assert answer.index(b"text_completion") < answer.index(b'{"version":"0.32.0"}')
 
 
+def test_idle_connections_are_closed_and_busy_ones_are_not():
+    with (
+        Simulator("--keep-alive", "0.2", "--itl-ms-base", "100") as simulator,
+        socket.create_connection(("127.0.0.1", simulator.port)) as idle,
+        socket.create_connection(("127.0.0.1", simulator.port)) as busy,
+    ):
+        busy.sendall(post("/v1/completions", {"prompt": "x", "max_tokens": 20, "stream": True}))
+
+        assert idle.recv(1) == b""
+        raw = b""
+        while not raw.endswith(b"\r\n0\r\n\r\n"):
+            raw += busy.recv(65536)
+        assert raw.count(b"data: ") == 21
+
+
 def test_what_is_no_http_is_refused_and_closed(fast: Simulator):
     with socket.create_connection(("127.0.0.1", fast.port)) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
