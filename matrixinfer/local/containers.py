@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from matrixinfer.local import environment, images, probes
-from matrixinfer.local.processes import Command, Process, StartError, tail
+from matrixinfer.local.processes import Command, Process, StartError, last_words, tail
 from matrixinfer.local.status import ContainerStatus, Running, Terminated, Waiting
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class ContainerRunner:
     def _end(self, code: int, began: float) -> Terminated:
         """Take note that the process is over."""
         complaint = self.status.complaint
-        why = complaint if complaint.startswith(("liveness", "startup")) else " | ".join(tail(self.log, 3))
+        why = complaint if complaint.startswith(("liveness", "startup")) else last_words(self.log)
         ended = Terminated(code, "Completed" if code == 0 else "Error", why, began, time.time())
         self.started.clear()
         self._set(state=ended, started=False, ready=False, pid=None, complaint="")

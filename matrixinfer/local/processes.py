@@ -139,3 +139,8 @@ def tail(log: Path, lines: int = 10, limit: int = 16384) -> list[str]:
         file.seek(max(0, log.stat().st_size - limit))
         return file.read().decode(errors="replace").splitlines()[-lines:]
     return []
+
+
+def last_words(log: Path) -> str:
+    """Last lines of a log file on one line, without the markers under a traceback's code."""
+    return " | ".join(line.strip() for line in tail(log, 3) if line.strip(" ^~"))

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from matrixinfer.local.processes import Process, StartError, tail
+from matrixinfer.local.processes import Process, StartError, last_words, tail
 
 if TYPE_CHECKING:
     from matrixinfer.local.containers import Backoff
@@ -61,5 +61,5 @@ class Service:
         finally:
             if self._process.running:
                 await self._process.stop(STOP_S)
-        last = " | ".join(self.log_tail(3))
+        last = last_words(self._command.log)
         return f"ended with exit code {code}" + (f": {last}" if last else "")

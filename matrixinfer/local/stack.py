@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from controllers import ir
-from controllers.__main__ import gateway_loop
 from matrixinfer.api import kinds
 from matrixinfer.cluster import feed
 from matrixinfer.cluster.directory import Directory
@@ -31,12 +30,14 @@ from matrixinfer.local.processes import Command
 from matrixinfer.local.services import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
     from types import TracebackType
     from typing import Any, Self
 
     from matrixinfer.cluster.documents import Finding
+    from matrixinfer.cluster.loop import Loop
 
 logger = logging.getLogger("matrixinfer.local")
 
@@ -179,14 +180,15 @@ class Stack:
 
         await self._fill()
         await cleanup.enter_async_context(feed.serve(self.cluster, self.sockets.feed, FEED))
-        await self._serve_xds()
-        self._services = [
-            Service("picker", self._picker(), backoff=config.backoff),
-            Service("envoy", self._envoy(binary), backoff=config.backoff),
-        ]
-        for service in self._services:
-            self._keep(service.run(), service.name)
         self._keep(self.node.run(), "node")
+        self._serve("picker", self._picker())
+        await self._serve_xds()
+        self._serve("envoy", self._envoy(binary))
+
+    def _serve(self, name: str, command: Command) -> None:
+        service = Service(name, command, backoff=self.config.backoff)
+        self._services.append(service)
+        self._keep(service.run(), name)
 
     async def _serve_xds(self) -> None:
         """Run the gateway's control plane, and serve what it makes of the cluster to Envoy."""
@@ -195,6 +197,7 @@ class Stack:
             picker=ir.Picker(ir.Address(path=str(self.sockets.picker)), fail_open=self.config.fail_open),
             limits=ir.Limits(body_bytes=self.config.max_body_bytes),
         )
+        gateway_loop = await asyncio.to_thread(_control_plane)
         loop = await self._cleanup.enter_async_context(gateway_loop(self.cluster, gateway, f"unix:{self.sockets.xds}"))
         self._keep(loop.run(), "gateway")
 
@@ -270,3 +273,10 @@ class Stack:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         await self._cleanup.aclose()
+
+
+def _control_plane() -> Callable[..., AbstractAsyncContextManager[Loop]]:
+    """Import what writes Envoy's configuration: a second's work, in which pods and the picker start already."""
+    from controllers.__main__ import gateway_loop  # noqa: PLC0415 - see above
+
+    return gateway_loop
