@@ -190,10 +190,18 @@ def _struct_entry(key: bytes, entries: bytes) -> bytes:
     return field(_ENTRY, key + field(_VALUE, field(_STRUCT, entries)))
 
 
-def decided(decision: Decision, *, at_headers: bool, length: int | None = None, body: bytes | None = None) -> bytes:
+def decided(
+    decision: Decision,
+    *,
+    at_headers: bool,
+    length: int | None = None,
+    body: bytes | None = None,
+    reroute: bool = True,
+) -> bytes:
     """Return the answer that places a request: to its headers, or to its body.
 
-    `length` becomes content-length; a `body` that replaces the request's needs it, or Envoy refuses the answer.
+    `length` becomes content-length; a `body` that replaces a buffered one needs it, or Envoy refuses the answer. With
+    `reroute` the gateway looks for the route again; asked after it has sent the headers on, Envoy reports a bug.
     """
     endpoints = ",".join(decision.endpoints).encode()
     mutation = _set_header(_ENDPOINT, endpoints) + _set_header(_TARGET, decision.target.encode())
@@ -205,7 +213,7 @@ def decided(decision: Decision, *, at_headers: bool, length: int | None = None, 
     if decision.explanation:
         ours += _string_entry(_EXPLANATION, decision.explanation.encode("utf-8", "replace"))
     metadata = field(_METADATA, _struct_entry(_LB, _string_entry(_ENDPOINT, endpoints)) + _struct_entry(_OURS, ours))
-    common = field(_HEADER_MUTATION, mutation) + _CLEAR_ROUTE_CACHE
+    common = field(_HEADER_MUTATION, mutation) + (_CLEAR_ROUTE_CACHE if reroute else b"")
     outer = _REQUEST_HEADERS if at_headers else _REQUEST_BODY
     if body is None:
         return field(outer, field(_RESPONSE, common)) + metadata

@@ -2,7 +2,8 @@
 
 What the gateway's body mode allows:
 
-- BUFFERED, BUFFERED_PARTIAL: the headers are let through to the buffer at once, the answer comes with the body.
+- BUFFERED: the headers are let through to the buffer at once, the answer comes with the body.
+- BUFFERED_PARTIAL: the same; but Envoy routes the headers before the answer if the body was not complete by then.
 - FULL_DUPLEX_STREAMED: nothing is answered until the body is there; then headers, the body in pieces, trailers.
 - STREAMED: as above where the gateway sends the body early; else its headers are routed before there is a body, and
   the answer at the body's end is worth what the gateway makes of the metadata in it.
@@ -10,7 +11,9 @@ What the gateway's body mode allows:
 
 A gateway that does not say is taken for FULL_DUPLEX_STREAMED, which the endpoint-picker protocol demands. After the
 answer the stream ends, and the response flows without us, unless the session `follows` it to tell the asker who
-served and when it was over. What comes out of turn ends the stream with INVALID_ARGUMENT; nothing is sent after an end.
+served and when it was over, or the response comes FULL_DUPLEX_STREAMED: Envoy has given away what it sent us, so an
+end that crosses the first bytes would lose them. Such a response is echoed; response_body_mode NONE spares it.
+What comes out of turn ends the stream with INVALID_ARGUMENT; nothing is sent after an end.
 """
 # ruff: noqa: SLF001 - the table at the end names the session's own handlers
 
@@ -204,7 +207,7 @@ class Session:
         else:
             answer = (Send(codec.decided(decision, at_headers=True)),)
         self._go(State.FOLLOWING)
-        if self._follow:
+        if self._follow or self._response_mode == BodyMode.FULL_DUPLEX_STREAMED:
             self._drop_body()
             return answer
         return answer + self._finish()
@@ -232,7 +235,7 @@ class Session:
         if chunks:
             rest = _LET_BODY if body is None else _CLEAR_BODY
             if not early:
-                answer.append(Send(codec.decided(decision, at_headers=False, body=body)))
+                answer.append(Send(codec.decided(decision, at_headers=False, body=body, reroute=False)))
             else:
                 answer.append(rest if body is None else Send(codec.replaced_chunk(body)))
             answer.extend([rest] * (chunks - 1))

@@ -109,7 +109,7 @@ def test_a_body_over_the_limit_is_413_in_every_mode(mode):
 # ---- headers only
 
 
-@pytest.mark.parametrize("mode", [BodyMode.NONE, BodyMode.BUFFERED, DUPLEX, BodyMode.STREAMED, None])
+@pytest.mark.parametrize("mode", [BodyMode.NONE, BodyMode.BUFFERED, DUPLEX, BodyMode.STREAMED])
 def test_a_request_without_a_body_is_decided_at_its_headers(mode):
     session = a_session()
 
@@ -269,6 +269,31 @@ def test_a_reply_of_the_gateways_own_voids_the_question_and_passes():
 
 
 # ---- the response
+
+
+@pytest.mark.parametrize("head", [headers(DUPLEX, response=DUPLEX), headers(None), headers(response=DUPLEX)])
+def test_a_duplex_response_is_echoed_because_an_early_end_could_lose_it(head):
+    session = a_session(head, BODY)
+
+    decided = session.step(a_decision())
+    passed = session.step(ResponseHeaders(200, end=False)) + session.step(ResponseBody(b"x", end=False))
+    last = session.step(ResponseBody(b"y", end=True))
+
+    assert ended(decided) == []
+    assert [answer.WhichOneof("response") for answer in sent(passed)] == ["response_headers", "response_body"]
+    assert sent(last)[0].response_body.response.body_mutation.streamed_response.end_of_stream
+    assert ended(last) == [OK]
+
+
+@pytest.mark.parametrize("response", [BodyMode.NONE, BodyMode.STREAMED, BodyMode.BUFFERED])
+def test_other_responses_flow_without_us(response):
+    session = a_session(headers(DUPLEX, response=response), BODY)
+
+    assert ended(session.step(a_decision())) == [OK]
+
+
+def test_a_client_that_leaves_during_its_response_is_no_news():
+    assert a_session(headers(None), BODY, a_decision()).step(Cancelled()) == ()
 
 
 def test_a_response_that_comes_first_passes_in_pieces():
