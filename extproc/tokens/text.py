@@ -22,8 +22,8 @@ from xxhash import xxh3_64_intdigest
 if TYPE_CHECKING:
     from extproc.types import InferenceRequest
 
-_ROLE: Final = b'"role"'  # a message's first key; in a string its quotes would be escaped
-_GAP: Final = 64  # bytes looked at for the end of the message before
+_ROLE: Final = b'"role"'  # in a string its quotes would be escaped
+_GAP: Final = 64  # bytes looked at for a message's end
 
 
 class PrefixBlocks(Protocol):
@@ -76,24 +76,33 @@ class TextBlocks:
 def message_ends(prefix: bytes) -> list[int]:
     """Return where messages end in a JSON list of them, the last at the prefix's end; empty if there is no message.
 
-    A message ends at a closing brace before a comma, an opening brace and the key "role". Messages that begin with
-    another key are not told apart from the one before.
+    Looks around every key "role", which is the first of a message or near its last, as most clients write it. A
+    message whose end is not found goes on to the next one's.
     """
     ends: list[int] = []
     found = prefix.find(_ROLE)
     if found < 0:
         return ends
     while found >= 0:
-        gap = prefix[max(found - _GAP, 0) : found].rstrip()
-        if gap.endswith(b"{"):
-            gap = gap[:-1].rstrip()
-            if gap.endswith(b","):
-                gap = gap[:-1].rstrip()
-                if gap.endswith(b"}"):
-                    ends.append(found - min(_GAP, found) + len(gap))
+        if prefix.startswith(b"}, {", found - 4):
+            ends.append(found - 3)
+        elif (end := _end_near(prefix, found)) is not None:
+            ends.append(end)
         found = prefix.find(_ROLE, found + len(_ROLE))
     ends.append(len(prefix))
     return ends
+
+
+def _end_near(prefix: bytes, key: int) -> int | None:
+    """Return where the message ends whose last key, or whose successor's first key, is at `key`; None if neither."""
+    begin = max(key - _GAP, 0)
+    gap = prefix[begin:key].rstrip()
+    if not gap.endswith(b"{"):
+        end = prefix.find(b"}", key, key + _GAP) + 1
+        return end if end and prefix[end : end + _GAP].lstrip().startswith(b",") else None
+    gap = gap[:-1].rstrip()
+    gap = gap[:-1].rstrip() if gap.endswith(b",") else b""
+    return begin + len(gap) if gap.endswith(b"}") else None
 
 
 def _bytes(text: str) -> bytes:

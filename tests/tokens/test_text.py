@@ -44,15 +44,29 @@ def test_a_message_ends_its_last_block_however_short():
 
 @pytest.mark.parametrize("separators", [(", ", ": "), (",", ":")])
 @pytest.mark.parametrize("indent", [None, 2])
-def test_messages_are_told_apart_however_the_json_is_written(separators, indent):
-    turns = [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}]}]
-    prefix = json.dumps(turns, separators=separators, indent=indent).encode().rstrip(b"] \n")
+@pytest.mark.parametrize("order", [("role", "content"), ("content", "role")])
+def test_messages_are_told_apart_however_the_json_is_written(separators, indent, order):
+    turns = [{"role": "system", "content": "a" * 80}, {"role": "user", "content": [{"type": "text", "text": "b"}]}]
+    ordered = [{key: turn[key] for key in order} for turn in turns]
+    prefix = json.dumps(ordered, separators=separators, indent=indent).encode().rstrip(b"] \n")
 
     first, last = message_ends(prefix)
 
     assert prefix[:first].endswith(b"}")
     assert prefix[first:].lstrip(b", \n").startswith(b"{")
     assert last == len(prefix)
+
+
+@given(
+    st.lists(st.sampled_from([b'"role"', b"}", b"{", b",", b" ", b"]", b"x" * 70, b'{"role": "a"}, {']), max_size=30)
+)
+def test_ends_never_go_back(parts):
+    prefix = b"".join(parts)
+
+    ends = message_ends(prefix)
+
+    assert ends == sorted(ends)
+    assert ends == [] or ends[-1] == len(prefix)
 
 
 def test_text_about_messages_is_no_message():
