@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from matrixinfer.api import re2
+from matrixinfer.api import expressions
 from matrixinfer.api.meta import IMMUTABLE, INT32, INT64, Conditions, Items, ObjectMeta, Owned, Rule, Status
 
 if TYPE_CHECKING:
@@ -19,14 +19,16 @@ _UINT32_MAX: Final = 2**32 - 1
 _PORT_MAX: Final = 65535
 
 
-def _re2(pattern: str) -> str:
+def _re2(text: str) -> str:
     try:
-        re2.compile_pattern(pattern)
-    except re2.PatternError as error:
+        expressions.compile_expression(text)
+    except expressions.ExpressionError as error:
         raise PydanticCustomError(
-            "re2", "is not a regular expression of RE2: it {problem}", {"problem": str(error)}
+            "re2",
+            "is not a regular expression of RE2, which has no lookaround and no backreferences: {problem}",
+            {"problem": str(error)},
         ) from None
-    return pattern
+    return text
 
 
 class StringMatch(Owned):
@@ -63,7 +65,7 @@ class StringMatch(Owned):
             return value == self.exact
         if self.prefix is not None:
             return value.startswith(self.prefix)
-        return self.regex is None or re2.compile_pattern(self.regex).search(value)
+        return self.regex is None or expressions.occurs(self.regex, value)
 
 
 _HEADER_NAME: Final = r"^[A-Za-z0-9!#$%&*+.^_|~-]+$"
