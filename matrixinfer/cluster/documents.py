@@ -137,10 +137,10 @@ def _syntax(error: yaml.YAMLError, chunk: str, first_line: int) -> _Bad:
         position = getattr(error, "position", 0)
         line = first_line + chunk.count("\n", 0, position if isinstance(position, int) else 0)
         return _Bad(line, f"is not YAML: {problem}")
+    line = min(int(mark.line), chunk.rstrip().count("\n"))  # the end of the text is reported behind it
     context = getattr(error, "context", None)
     said = f"{problem} ({context})" if context else str(problem)
-    hint = ": indent with spaces, not with tabs" if "'\\t'" in said else ""
-    line = min(int(mark.line), chunk.rstrip().count("\n"))  # the end of the text is reported behind it
+    hint = ": indent with spaces, not with tabs" if chunk.split("\n")[line].lstrip(" ").startswith("\t") else ""
     return _Bad(first_line + line, f"is not YAML: column {mark.column + 1}: {said}{hint}")
 
 
@@ -159,7 +159,7 @@ class _Reader:
         self.lines.setdefault(at, line)
         self._count += 1
         if self._count > _MOST_NODES:
-            raise _Bad(line, f"holds more than {_MOST_NODES} values: divide it, or use fewer aliases")
+            raise _Bad(self._first_line, f"holds more than {_MOST_NODES} values: divide it, or use fewer aliases")
         if depth > _MOST_DEPTH:
             raise _Bad(line, "is nested too deeply, or an alias refers to what it stands in")
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
@@ -168,7 +168,11 @@ class _Reader:
             return [self.value(item, (*at, number), depth + 1) for number, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
-        raise _Bad(line, f"has the tag {node.tag.replace(_TAG, '!!')}, which manifests cannot hold: remove it")
+        raise self._tagged(node)
+
+    def _tagged(self, node: yaml.Node) -> _Bad:
+        tag = str(node.tag).replace(_TAG, "!!")
+        return _Bad(self._line(node), f"has the tag {tag}, which manifests cannot hold: remove it")
 
     def _line(self, node: yaml.Node) -> int:
         return self._first_line + int(node.start_mark.line)
@@ -218,6 +222,8 @@ class _Reader:
                 number = self._construct.construct_yaml_float(node)
                 if math.isfinite(number):
                     return number
+            else:
+                raise self._tagged(node)
         except (ValueError, KeyError):
             pass
         shown = text if len(text) <= 40 else text[:40] + "..."  # noqa: PLR2004 - enough to find it

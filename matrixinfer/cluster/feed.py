@@ -114,7 +114,7 @@ class _Server:
         try:
             request = await asyncio.wait_for(reader.readline(), self._patience_s)
             watching = asyncio.ensure_future(self._respond(request, writer))
-            gone = asyncio.ensure_future(reader.read())  # clients say nothing more: this ends when they leave
+            gone = asyncio.ensure_future(reader.read(1))  # clients say nothing more: this ends when they leave
             try:
                 await asyncio.wait((watching, gone), return_when=asyncio.FIRST_COMPLETED)
                 if watching.done():
