@@ -93,22 +93,12 @@ class Session:
         for name in known.names - request.names:
             known.sent.pop(name, None)
         known.names = request.names
-        if answered is None:
-            # Not an answer, so a new subscription (a cluster warms again): all of it is owed.
-            if request.type_url not in WHOLE:
-                known.sent.clear()
-            return None
-        for name in answered.resources:
-            known.refusals.pop(name, None)
-        if request.error is None:
-            return Ack(request.type_url, answered.version)
-        named = frozenset(name for name in answered.resources if name in request.error)
-        if not named and request.type_url not in WHOLE and len(answered.resources) > 1:
-            known.alone = sorted(answered.resources)
-            return None
-        named = named or frozenset(answered.resources)
-        known.refusals |= {name: (answered.resources[name].digest, request.error) for name in named}
-        return Nack(request.type_url, request.error, named)
+        if answered is not None:
+            return _judge(known, answered, request.error)
+        # Not an answer, so a new subscription (a cluster warms again): all of it is owed.
+        if request.type_url not in WHOLE:
+            known.sent.clear()
+        return None
 
     def send(self, snapshot: Snapshot) -> Iterator[Response]:
         """Yield what may go out now."""
@@ -160,3 +150,18 @@ class Session:
         known.renewed = False
         known.waiting = Response(type_url, version(known.sent), known.nonce, resources)
         return known.waiting
+
+
+def _judge(known: _Type, answered: Response, error: str | None) -> Ack | Nack | None:
+    """Note what Envoy took or refused; None while it is not known what it refused."""
+    for name in answered.resources:
+        known.refusals.pop(name, None)
+    if error is None:
+        return Ack(answered.type_url, answered.version)
+    named = frozenset(name for name in answered.resources if name in error)
+    if not named and answered.type_url not in WHOLE and len(answered.resources) > 1:
+        known.alone = sorted(answered.resources)
+        return None
+    named = named or frozenset(answered.resources)
+    known.refusals |= {name: (answered.resources[name].digest, error) for name in named}
+    return Nack(answered.type_url, error, named)

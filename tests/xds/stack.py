@@ -302,28 +302,34 @@ class Answer:
 class Envoy:
     """A real Envoy and the ADS that feeds it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "first", publisher: Publisher | None = None) -> None:
         self.folder = folder
+        self.name = name
         self.port = 0
-        self.publisher = Publisher(self._on_change)
+        self.shared = publisher
+        self.publisher = publisher or Publisher(self._on_change)
         self._changed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
 
     def _on_change(self) -> None:
         self._changed.set()
 
-    async def start(self, config: ir.IR) -> None:
-        await self.publisher.start(f"unix:{self.folder}/xds.sock")
-        self.publisher.publish(config)
+    async def start(self, config: ir.IR | None) -> None:
+        """Start Envoy; without a configuration, somebody else serves it."""
+        if config is not None:
+            if self.shared is None:
+                await self.publisher.start(f"unix:{self.folder}/xds.sock")
+            self.publisher.publish(config)
+        self.port = 0
         text = (ROOT / "envoy" / "bootstrap.yaml").read_text()
         for name, value in {
-            "NODE_ID": "test",
+            "NODE_ID": self.name,
             "XDS_ADDRESS": json.dumps({"pipe": {"path": f"{self.folder}/xds.sock"}}),
-            "ADMIN_ADDRESS": json.dumps({"pipe": {"path": f"{self.folder}/admin.sock"}}),
+            "ADMIN_ADDRESS": json.dumps({"pipe": {"path": f"{self.folder}/{self.name}.sock"}}),
             "MAX_CONNECTIONS": "1000",
         }.items():
             text = text.replace(f"${{{name}}}", value)
-        bootstrap = self.folder / "bootstrap.yaml"
+        bootstrap = self.folder / f"{self.name}.yaml"
         bootstrap.write_text(text)
         self._process = await asyncio.create_subprocess_exec(
             ENVOY,
@@ -336,7 +342,7 @@ class Envoy:
             "--log-level",
             "warning",
             "--log-path",
-            self.folder / "envoy.log",
+            self.folder / f"{self.name}.log",
         )
         async with asyncio.timeout(20):
             while not self.port:
@@ -344,10 +350,10 @@ class Envoy:
                     listeners = json.loads(await self.admin("/listeners?format=json"))
                     self.port = listeners["listener_statuses"][0]["local_address"]["socket_address"]["port_value"]
                 if self._process.returncode is not None:
-                    raise RuntimeError((self.folder / "envoy.log").read_text())
+                    raise RuntimeError((self.folder / f"{self.name}.log").read_text())
                 await asyncio.sleep(0.02)
-            while (await self.admin("/ready")).strip() != b"LIVE":
-                await asyncio.sleep(0.02)  # noqa: ASYNC110 - Envoy can only be asked
+            while (await self.admin("/ready")).strip() != b"LIVE":  # noqa: ASYNC110 - Envoy can only be asked
+                await asyncio.sleep(0.02)
 
     async def apply(self, config: ir.IR) -> ir.Delivery:
         """Publish, and wait until Envoy has taken or refused everything."""
@@ -358,14 +364,17 @@ class Envoy:
                 await self._changed.wait()
         return delivery
 
-    async def stop(self) -> None:
+    async def kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
+
+    async def stop(self) -> None:
+        await self.kill()
         await self.publisher.stop()
 
     async def admin(self, path: str) -> bytes:
-        reader, writer = await asyncio.open_unix_connection(f"{self.folder}/admin.sock")
+        reader, writer = await asyncio.open_unix_connection(f"{self.folder}/{self.name}.sock")
         writer.write(f"GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n".encode())
         answer = await read_answer(reader)
         writer.close()
@@ -446,7 +455,7 @@ def demo(engines: list[Engine], **more: Any) -> ir.Backend:
 
 
 @contextlib.asynccontextmanager
-async def running(*, fail_open: bool = True, **gateway: Any) -> AsyncIterator[Stack]:
+async def running(*, fail_open: bool = True, served: bool = True, **gateway: Any) -> AsyncIterator[Stack]:
     """Start everything on free ports; stop it at the end."""
     folder = Path(tempfile.mkdtemp(prefix="mi-"))
     engines = [Engine(), Engine(), Engine()]
@@ -465,7 +474,8 @@ async def running(*, fail_open: bool = True, **gateway: Any) -> AsyncIterator[St
             (demo(engines),),
             (ir.Model("demo", (ir.Rule((ir.Share("default", "demo", 100),)),)),),
         )
-        await envoy.start(config)
+        if served:
+            await envoy.start(config)
         yield Stack(envoy, picker, engines, config)
     finally:
         await envoy.stop()

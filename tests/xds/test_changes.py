@@ -1,0 +1,91 @@
+"""Real Envoy under changes: nothing is lost on the way, a refusal keeps what was good, a restart finds its way back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from controllers import ir
+from tests.xds.stack import Envoy, demo, running
+
+pytestmark = pytest.mark.envoy
+
+
+async def test_routes_clusters_and_endpoints_change_under_load_without_a_failed_request():
+    async with running() as stack:
+        stack.pick(0, 1, 2)
+        statuses = []
+        stop = asyncio.Event()
+
+        async def load():
+            while not stop.is_set():
+                statuses.append((await stack.envoy.request()).status)
+
+        clients = [asyncio.create_task(load()) for _ in range(4)]
+        for number in range(6):
+            other = ir.Backend("default", f"other-{number}", (ir.Endpoint("127.0.0.1", stack.engines[1].port),))
+            members = stack.engines[: 2 + number % 2]
+            delivery = await stack.apply(
+                backends=(demo(members, timeout_s=10.0 + number), other),
+                models=(ir.Model(f"model-{number}", (ir.Rule((ir.Share("default", other.name, 1),)),)),),
+            )
+            assert delivery.refusals == ()
+        stop.set()
+        await asyncio.gather(*clients)
+
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+
+
+async def test_what_envoy_refuses_is_reported_and_the_last_good_configuration_stays():
+    async with running() as stack:
+        stack.pick(0)
+        broken = ir.Model(
+            "broken", (ir.Rule((ir.Share("default", "demo", 1),), path=ir.TextMatch(ir.Match.REGEX, "(")),)
+        )
+
+        refused = await stack.apply(models=(*stack.config.models, broken))
+        during = await stack.envoy.request()
+        healed = await stack.apply(models=())
+
+    assert "missing )" in refused.refusals[0].message
+    assert during.status == 200
+    assert healed.refusals == ()
+
+
+async def test_an_endpoint_that_envoy_refuses_is_traced_to_its_modelserver():
+    async with running() as stack:
+        stack.pick(0)
+        broken = ir.Backend("default", "broken", (ir.Endpoint("no address", 80),))
+
+        delivery = await stack.apply(backends=(*stack.config.backends, broken))
+
+    assert [refusal.backends for refusal in delivery.refusals] == [frozenset({("default", "broken")})]
+
+
+async def test_several_envoys_are_served_and_one_that_restarts_catches_up():
+    async with running() as stack:
+        stack.pick(0)
+        second = Envoy(stack.envoy.folder, name="second", publisher=stack.envoy.publisher)
+        await second.start(stack.config)
+        assert stack.envoy.publisher.delivery().envoys == 2
+        first_answer, second_answer = await stack.envoy.request(), await second.request()
+        await second.kill()
+
+        await stack.apply(backends=(demo(stack.engines[:1]),))
+        await second.start(stack.config)
+        again = await second.request()
+        await second.kill()
+
+    assert [answer.status for answer in (first_answer, second_answer, again)] == [200, 200, 200]
+
+
+async def test_envoy_serves_on_without_a_control_plane():
+    async with running() as stack:
+        stack.pick(0)
+        await stack.envoy.publisher.stop()
+
+        answer = await stack.envoy.request()
+
+    assert answer.status == 200
