@@ -16,7 +16,7 @@ import watchfiles
 from matrixinfer.api import validation
 from matrixinfer.cluster.documents import Document, Finding, parse
 from matrixinfer.cluster.ownership import canonical
-from matrixinfer.cluster.protocol import ClusterError, Key, NotFound
+from matrixinfer.cluster.protocol import ClusterError, Conflict, Key, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +48,7 @@ class Reading:
     entries: dict[Key, Entry] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     bad: set[Key] = field(default_factory=set)  # objects that a document with mistakes describes
+    whole: bool = True  # False: there was no directory to read
     unclear: set[str] = field(default_factory=set)  # files with documents that do not even say which object they are
 
     @property
@@ -60,6 +61,7 @@ def read(directory: Path) -> Reading:
     """Read every manifest under the directory, checked one by one and together; all mistakes become findings."""
     reading = Reading()
     if not directory.is_dir():
+        reading.whole = False
         reading.findings.append(Finding(str(directory), 1, "", "is not a directory: name one that holds manifests"))
         return reading
     documents: list[Document] = []
@@ -169,7 +171,8 @@ class Directory:
             finding = await self._apply(entry)
             if finding is not None:
                 reading.findings.append(finding)
-        await self._delete_missing(reading)
+        if reading.whole:
+            await self._delete_missing(reading)
         findings = tuple(reading.findings)
         if findings != self._findings:
             self._findings = findings
@@ -177,18 +180,26 @@ class Directory:
         return findings
 
     async def follow(self) -> None:
-        """Load, then load again whenever a file changes, until cancelled."""
-        await self.load()
-        async for changes in watchfiles.awatch(
-            self._path,
-            watch_filter=None,
-            debounce=_DEBOUNCE_MS,
-            step=_DEBOUNCE_MS // 2,
-            rust_timeout=_SETTLE_MS,
-            yield_on_timeout=True,
-        ):
-            if changes or self._pending:
-                await self.load()
+        """Load, then load again whenever a file changes, until cancelled. The directory itself may be replaced."""
+        while True:
+            await self.load()
+            self._pending = True  # what changes before the watch stands is found by a second look
+            watched = _identity(self._path)
+            try:
+                async for changes in watchfiles.awatch(
+                    self._path,
+                    watch_filter=None,
+                    debounce=_DEBOUNCE_MS,
+                    step=_DEBOUNCE_MS // 2,
+                    rust_timeout=_SETTLE_MS,
+                    yield_on_timeout=True,
+                ):
+                    if changes or self._pending:
+                        await self.load()
+                    if _identity(self._path) != watched:
+                        break
+            except FileNotFoundError:
+                await asyncio.sleep(_SETTLE_MS / 1000)
 
     async def _apply(self, entry: Entry) -> Finding | None:
         before = self._applied.get(entry.key)
@@ -199,6 +210,7 @@ class Directory:
         try:
             stands = await self._cluster.apply(entry.kind, document.manifest, manager=MANAGER, force=True)
         except ClusterError as error:
+            self._pending = self._pending or isinstance(error, Unavailable | Conflict)
             return Finding(document.file, document.line(), "", str(error))
         if "deletionTimestamp" in stands["metadata"]:
             self._pending = True  # the object of this name is on its way out: apply again when it is gone
@@ -218,5 +230,16 @@ class Directory:
                 await self._cluster.delete(entry.kind, key.name, key.namespace)
             except NotFound:
                 log.info("%s was deleted already", key)
+            except ClusterError as error:
+                log.warning("%s cannot be deleted: %s; trying again", key, error)
+                self._applied[key] = entry
         self._missing = missing - self._missing
         self._pending = self._pending or bool(self._missing)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

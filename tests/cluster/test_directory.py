@@ -239,6 +239,19 @@ async def test_a_bad_document_beside_good_ones_keeps_only_its_own_object(followi
     assert await following.cluster.get(kinds.MODEL_SERVER, "demo", "default")
 
 
+async def test_a_directory_that_is_taken_away_deletes_nothing_and_its_successor_is_followed(following):
+    away = following.path.with_name("away")
+    following.path.rename(away)
+    await following.report(lambda findings: any("not a directory" in finding for finding in findings))
+    assert following.values() == {"a": "1"}
+    following.path.mkdir()
+    (following.path / "a.yaml").write_text(config("a", "2"))
+    await following.changes.count(2)
+    (following.path / "b.yaml").write_text(config("b"))
+
+    assert (await following.changes.count(3))[1:] == [("modified", "a"), ("added", "b")]
+
+
 async def test_what_is_applied_belongs_to_the_manager_directory_and_leaves_others_fields(following):
     stands = following.store.get("a", "default")
     assert [entry["manager"] for entry in stands["metadata"]["managedFields"]] == ["directory"]
