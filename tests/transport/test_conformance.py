@@ -1,6 +1,7 @@
 """One suite for both transports: what a gRPC client may expect of a server, seen by grpcio's clients."""
 
 import asyncio
+import shutil
 import socket
 import stat
 
@@ -8,7 +9,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from extproc.adapters.transport.calls import Limits
+from extproc.adapters.transport.calls import Limits, Tls
 from tests.transport.services import (
     BROKEN,
     COUNT,
@@ -233,6 +234,42 @@ async def test_servers_take_over_the_same_path_under_load_without_an_error(start
     # grpc's core cancels calls that have arrived and were not yet handed to a handler: one for each client and restart.
     assert len(failures) <= {"ngh2": 0, "grpc": 5 * len(clients)}[transport], failures
     assert stat.S_ISSOCK(path.stat().st_mode)
+
+
+# ---- TLS, which only grpc has
+
+
+@pytest.mark.parametrize("transport", ["grpc"])
+async def test_tls_serves_clients_that_trust_the_certificate(start, served, tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    making = await asyncio.create_subprocess_exec(
+        *(
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "1",
+        ),
+        *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await making.wait() == 0
+    server = await start(served, address="127.0.0.1:0", tls=Tls(certificate.read_bytes(), key.read_bytes()))
+    trust = grpc.ssl_channel_credentials(certificate.read_bytes())
+    target = "localhost:" + server.address.rpartition(":")[2]
+
+    async with grpc.aio.secure_channel(target, trust) as trusting, a_channel(server.address) as plain:
+        assert await unary(trusting, ECHO, b"x") == b"x"
+        code, _ = await code_of(unary(plain, ECHO, b"x", timeout=5))
+
+    assert code in (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
 
 
 # ---- addresses

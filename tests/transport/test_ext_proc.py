@@ -213,6 +213,24 @@ async def test_bytes_that_are_no_message_withdraw_what_was_parked(channel, asker
     await asyncio.wait_for(parked.withdrawn.wait(), 10)
 
 
+async def test_bodies_that_wait_share_one_bound_and_give_it_back(start, asker):
+    asker.answer = parked = Later()
+    service = ext_proc.ExtProcService(asker, max_held_bytes=10_000)
+    server = await start({ext_proc.METHOD: service})
+    async with a_channel(server.address) as channel:
+        first, second = bidi(channel, ext_proc.METHOD), bidi(channel, ext_proc.METHOD)
+        await say(first, head(), body(b"x" * 9_000))
+        await asyncio.wait_for(asker.asked.wait(), 10)
+        await say(second, head(BodyMode.FULL_DUPLEX_STREAMED), body(b"x" * 2_000, end=False))
+        refused = (await hear(second)).immediate_response
+        parked.answered(DECISION)
+        answers = [await hear(first) for _ in range(3)]
+
+    assert refused.status.code == 503
+    assert answers[-1].HasField("request_body")
+    assert service.held == 0
+
+
 async def test_messages_out_of_turn_end_their_call(channel, service):
     call = bidi(channel, ext_proc.METHOD)
 

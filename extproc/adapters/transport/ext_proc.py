@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from extproc.adapters.transport.calls import Call, Listener, Status
 from extproc.errors import Rejection
 from extproc.protocol import codec, effects
-from extproc.protocol.session import Cancelled, HalfClosed, Session, Wait
+from extproc.protocol.session import Cancelled, HalfClosed, Input, Session, Wait
 from extproc.types import Decision, HttpRequest, Reply
 
 if TYPE_CHECKING:
@@ -63,13 +63,32 @@ class Follower(Protocol):
         ...
 
 
+class Overloaded(Rejection):
+    """The bodies that wait for their answer take all the memory they may."""
+
+    status = 503
+    reason = "overloaded"
+    type = "service_unavailable"
+    code = "overloaded"
+
+
 class ExtProcService:
     """Opens exchanges. With a `follower`, streams stay open while the response passes by: dearer, for other gateways."""
 
-    def __init__(self, asker: Asker, *, max_body_bytes: int = 16 << 20, follower: Follower | None = None) -> None:
+    def __init__(
+        self,
+        asker: Asker,
+        *,
+        max_body_bytes: int = 16 << 20,
+        max_held_bytes: int = 1 << 30,
+        follower: Follower | None = None,
+    ) -> None:
+        """`max_held_bytes` bounds the bodies of all exchanges that are collected or parked; beyond it, 503."""
         self.asker = asker
         self.max_body_bytes = max_body_bytes
+        self.max_held_bytes = max_held_bytes
         self.follower = follower
+        self.held = 0  # bytes of bodies
         self.exchanges = 0  # opened
         self.bugs = 0  # exceptions of the asker that were no rejections
         self.protocol_errors = 0  # messages that could not be read, or came out of turn
@@ -94,35 +113,49 @@ class ExtProcService:
 class _Exchange:
     """One call and its session."""
 
-    __slots__ = ("_call", "_parked", "_service", "_session")
+    __slots__ = ("_call", "_held", "_parked", "_service", "_session")
 
     def __init__(self, service: ExtProcService, call: Call) -> None:
         self._service = service
         self._call = call
         self._session = Session(service.max_body_bytes, follow=service.follower is not None)
         self._parked: Parked | None = None
+        self._held = 0
 
     def on_message(self, data: bytes) -> None:
         try:
             message = codec.decode(data)
         except codec.Malformed as error:
             self._service.protocol_errors += 1
-            self._do(self._session.step(_CANCELLED))  # the asker must not wait for a call that ends here
+            self._take(_CANCELLED)  # the asker must not wait for a call that ends here
             self._call.finish(Status.INVALID_ARGUMENT, str(error))
             return
-        self._do(self._session.step(message))
+        self._take(message)
+        if self._held and self._service.held > self._service.max_held_bytes:
+            self._take(_CANCELLED)
+            self._call.send(
+                codec.immediate(
+                    codec.refusal(Overloaded("Too many large requests wait for an answer; try again.", retry_after_s=1))
+                )
+            )
+            self._call.finish()
 
     def on_end(self) -> None:
-        self._do(self._session.step(_HALF_CLOSED))
+        self._take(_HALF_CLOSED)
 
     def on_cancel(self) -> None:
-        self._do(self._session.step(_CANCELLED))
+        self._take(_CANCELLED)
 
     def on_drain(self) -> None:
         """Go on: it ends with its answer, or the grace."""
 
-    def _do(self, todo: effects.Effects) -> None:
-        call = self._call
+    def _take(self, event: Input) -> None:
+        call, session = self._call, self._session
+        todo = session.step(event)
+        held = session.held_bytes
+        if held != self._held:
+            self._service.held += held - self._held
+            self._held = held
         for effect in todo:
             if isinstance(effect, effects.Send):
                 call.send(effect.message)
@@ -137,15 +170,15 @@ class _Exchange:
     def _ask(self, request: HttpRequest) -> None:
         answer = self._service.ask(request)
         if isinstance(answer, Decision | Reply):
-            self._do(self._session.step(answer))
+            self._take(answer)
             return
         self._parked = answer
-        self._do(self._session.step(Wait(answer.max_wait_s)))
+        self._take(Wait(answer.max_wait_s))
         answer.then(self._answered)
 
     def _answered(self, answer: Answer) -> None:
         self._parked = None
-        self._do(self._session.step(codec.refusal(answer) if isinstance(answer, Rejection) else answer))
+        self._take(codec.refusal(answer) if isinstance(answer, Rejection) else answer)
 
     def _tell(self, effect: effects.Effect) -> None:
         follower = self._service.follower

@@ -363,7 +363,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         elif self._silent:
             self._asked = True
-            self.engine.ping(_PING)
+            with suppress(ngh2.NGH2Error):  # it is closing already
+                self.engine.ping(_PING)
             self.flush_soon()
         self._silent = True
 
@@ -371,15 +372,17 @@ class Connection(asyncio.Protocol):
         """Announce the end; what is on its way is still served."""
         if self._transport is not None and self._drain is _Drain.NO:
             self._drain = _Drain.ANNOUNCED
-            self.engine.send_shutdown_notice()
-            self.engine.ping(_PING)
+            with suppress(ngh2.NGH2Error):  # it is closing already
+                self.engine.send_shutdown_notice()
+                self.engine.ping(_PING)
             self.flush_soon()
 
     def _pinged(self, _event: Any) -> None:
         if self._drain is not _Drain.ANNOUNCED:
             return
         self._drain = _Drain.LAST
-        self.engine.send_goaway()
+        with suppress(ngh2.NGH2Error):  # it is closing already
+            self.engine.send_goaway()
         for call in list(self._calls.values()):
             if call.listener is not None and not call.done:
                 self.guarded(call, call.listener.on_drain)
