@@ -109,7 +109,7 @@ async def _up(config: Config, *, logs: bool, ready_within_s: float) -> Exit:
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     view = PlainView(config.log_level, logs=logs)
     try:

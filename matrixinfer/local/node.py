@@ -44,12 +44,16 @@ class _Seat:
 class Node:
     """Runs the cluster's pods. `run` until cancelled; nothing is left afterwards."""
 
-    def __init__(self, cluster: Cluster, *, addresses: Addresses, settings: Settings) -> None:
+    def __init__(
+        self, cluster: Cluster, *, addresses: Addresses, settings: Settings, shutdown_grace_s: float = float("inf")
+    ) -> None:
+        """`shutdown_grace_s` bounds what pods get to stop by themselves when the node goes, whatever they ask for."""
         self._cluster = cluster
         self._addresses = addresses
         self._settings = settings
         self._seats: dict[Name, _Seat] = {}
         self._max_grace_s = float("inf")
+        self._shutdown_grace_s = shutdown_grace_s
 
     @property
     def runners(self) -> dict[str, PodRunner]:
@@ -65,10 +69,6 @@ class Node:
             if item.status.pid is not None
         }
 
-    def hurry(self, grace_s: float) -> None:
-        """From now on, no process gets longer than this to stop."""
-        self._max_grace_s = grace_s
-
     async def run(self) -> None:
         """Follow the pods until cancelled, then stop them all."""
         try:
@@ -78,9 +78,7 @@ class Node:
                 await asyncio.sleep(RETRY_S)
         finally:
             tasks = [seat.task for seat in self._seats.values() if seat.task]
-            for seat in self._seats.values():
-                if seat.runner:
-                    seat.runner.grace_s = min(seat.runner.grace_s, self._max_grace_s)
+            self._max_grace_s = self._shutdown_grace_s
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

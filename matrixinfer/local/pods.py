@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from matrixinfer.api import core
     from matrixinfer.local.containers import Settings
+
+logger = logging.getLogger("matrixinfer.local")
+
+HARMLESS_MOUNTS = ("/dev/shm", "/tmp", "/var/run/secrets/")  # noqa: S108 - where this machine's own will do
 
 
 class PodRunner:
@@ -58,6 +63,7 @@ class PodRunner:
 
     async def run(self) -> None:
         """Run the pod to its end: until nothing of it will run again."""
+        self._warn_of_mounts()
         sidecars: list[asyncio.Task[int]] = []
         try:
             for item in self.init:
@@ -73,6 +79,20 @@ class PodRunner:
             for task in reversed(sidecars):
                 task.cancel()
             await asyncio.gather(*sidecars, return_exceptions=True)
+
+    def _warn_of_mounts(self) -> None:
+        """Say which volumes a process on one machine does not get: it sees the machine's own files."""
+        for item in (*self.init, *self.containers):
+            for mount in item.container.volume_mounts:
+                if not mount.mount_path.startswith(HARMLESS_MOUNTS):
+                    logger.warning(
+                        "pod %s/%s, container %s: volume %s is not mounted at %s: the process sees this machine's files",
+                        self.pod.metadata.namespace,
+                        self.pod.metadata.name,
+                        item.container.name,
+                        mount.name,
+                        mount.mount_path,
+                    )
 
     def status(self, previous: Mapping[str, Any]) -> dict[str, Any]:
         """Status of the pod now; transition times of the `previous` status are kept."""

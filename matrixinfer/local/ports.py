@@ -12,7 +12,7 @@ class PortInUse(Exception):
 
 def choose(port: int, *, option: str, host: str = "127.0.0.1") -> int:
     """Return `port`, or any free one for 0. Raises PortInUse."""
-    with socket.socket() as probe:
+    with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
         _bind(probe, port, option, host)
         return int(probe.getsockname()[1])
@@ -24,7 +24,7 @@ def hold(port: int, *, option: str, host: str) -> socket.socket:
     A socket that is bound and does not listen gets no connections.
     """
     chosen = choose(port, option=option, host=host)
-    held = socket.socket()
+    held = socket.socket(_family(host))
     try:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         _bind(held, chosen, option, host)
@@ -32,6 +32,10 @@ def hold(port: int, *, option: str, host: str) -> socket.socket:
         held.close()
         raise
     return held
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _bind(probe: socket.socket, port: int, option: str, host: str) -> None:

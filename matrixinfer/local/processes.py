@@ -93,12 +93,14 @@ class Process:
         self._order(b"k")
 
     async def stop(self, grace_s: float) -> int:
-        """SIGTERM, then SIGKILL after the grace; returns when nothing of it is left."""
-        if grace_s > 0:
-            self.terminate()
-            with suppress(TimeoutError):
-                return await asyncio.wait_for(self.wait(), grace_s)
-        self.kill()
+        """SIGTERM, then SIGKILL after the grace (at once if cancelled); returns when nothing of it is left."""
+        try:
+            if grace_s > 0:
+                self.terminate()
+                with suppress(TimeoutError):
+                    return await asyncio.wait_for(self.wait(), grace_s)
+        finally:
+            self.kill()
         return await self.wait()
 
     def _order(self, order: bytes) -> None:

@@ -111,8 +111,7 @@ class Stack:
     @property
     def url(self) -> str:
         """Where clients connect."""
-        host = "127.0.0.1" if self.config.bind in ("0.0.0.0", "::") else self.config.bind
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     @property
     def admin_url(self) -> str:
@@ -122,7 +121,13 @@ class Stack:
     @property
     def metrics_url(self) -> str:
         """Where the picker's metrics are."""
-        return f"http://127.0.0.1:{self.metrics_port}/metrics"
+        return f"http://{self._host}:{self.metrics_port}/metrics"
+
+    @property
+    def _host(self) -> str:
+        """An address by which this machine reaches what listens on `bind`."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.bind, self.config.bind)
+        return f"[{host}]" if ":" in host else host
 
     @property
     def sockets(self) -> envoy.Sockets:
@@ -160,17 +165,24 @@ class Stack:
     async def _start(self) -> None:
         config, cleanup = self.config, self._cleanup
         binary = envoy.find()
+        if config.scheduling is not None:
+            await asyncio.to_thread(_check_scheduling, config.scheduling)
         held = ports.hold(config.port, option="--port", host=config.bind)
         cleanup.callback(held.close)
         self.port = held.getsockname()[1]
         self.admin_port = ports.choose(config.admin_port, option="--admin-port")
-        self.metrics_port = ports.choose(config.metrics_port, option="--metrics-port")
+        self.metrics_port = ports.choose(config.metrics_port, option="--metrics-port", host=config.bind)
         state.sweep()
         self._state = state.State(config.state_dir)
         cleanup.callback(self._state.close)
         addresses = Addresses()
         cleanup.callback(addresses.close)
-        self.node = Node(self.cluster, addresses=addresses, settings=Settings(self.logs, config.backoff))
+        self.node = Node(
+            self.cluster,
+            addresses=addresses,
+            settings=Settings(self.logs, config.backoff),
+            shutdown_grace_s=STOP_GRACE_S,
+        )
         self._http = await cleanup.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
         self._envoy_admin = await cleanup.enter_async_context(
             aiohttp.ClientSession(
@@ -210,6 +222,8 @@ class Stack:
             str(self.sockets.picker),
             "--cluster-socket",
             str(self.sockets.feed),
+            "--metrics-host",
+            self.config.bind,
             "--admin-port",
             str(self.admin_port),
             "--metrics-port",
@@ -266,13 +280,22 @@ class Stack:
         self._failure.exception()  # said; whoever waits for it gets it as well
 
     async def _stop(self) -> None:
-        if hasattr(self, "node"):
-            self.node.hurry(STOP_GRACE_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         await self._cleanup.aclose()
+
+
+def _check_scheduling(file: Path) -> None:
+    """Read the scheduler's configuration as the picker will. Raises CannotStart."""
+    from extproc.adapters.settings import Settings  # noqa: PLC0415 - only where there is a file
+    from extproc.errors import ConfigError  # noqa: PLC0415
+
+    try:
+        Settings(file)
+    except ConfigError as error:
+        raise CannotStart(f"--config {file}: {error}") from error
 
 
 def _control_plane() -> Callable[..., AbstractAsyncContextManager[Loop]]:

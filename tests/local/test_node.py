@@ -28,8 +28,7 @@ def a_pod(name="demo-0", *, code=SLEEP, **spec):
 async def world(tmp_path):
     """A cluster with a node that runs its pods."""
     cluster, addresses = MemoryCluster(), Addresses()
-    node = Node(cluster, addresses=addresses, settings=Settings(tmp_path, Backoff(0.01, 0.05)))
-    node.hurry(5)
+    node = Node(cluster, addresses=addresses, settings=Settings(tmp_path, Backoff(0.01, 0.05)), shutdown_grace_s=5)
     task = asyncio.create_task(node.run())
     yield cluster, node
     task.cancel()

@@ -1,14 +1,15 @@
 import asyncio
-import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from matrixinfer.local.containers import Backoff
+from matrixinfer.local.processes import Command, Process
 from matrixinfer.local.stack import CannotStart, Config, NotReady, Stack
 from tests.local.procs import alive
 from tests.local.waiting import eventually, eventually_async
@@ -159,6 +160,14 @@ async def test_a_bad_document_leaves_the_rest_served(client, tmp_path):
         assert [finding.file for finding in stack.findings] == ["bad.yaml"]
 
 
+async def test_a_bad_scheduler_configuration_cannot_start(tmp_path):
+    (tmp_path / "config.yaml").write_text("apiVersion: llm-d.ai/v1alpha1\nkind: Nope\n")
+
+    with pytest.raises(CannotStart, match=r"--config .*config\.yaml: kind: must be EndpointPickerConfig"):
+        async with Stack(a_config(scheduling=tmp_path / "config.yaml")):
+            pass
+
+
 async def test_a_port_in_use_cannot_start():
     async with Stack(a_config()) as stack:
         with pytest.raises(CannotStart, match=f"port {stack.port} is in use: choose another with --port PORT"):
@@ -175,10 +184,6 @@ async def test_without_envoy_a_stack_cannot_start(monkeypatch):
 
 
 async def test_engines_that_run_already_are_served_with_their_adapters(client, unused_tcp_port):
-    import sys
-
-    from matrixinfer.local.processes import Command, Process
-
     argv = [sys.executable, "-m", "engine.simulator", "--model", "base", "--lora", "sql=/adapters/sql"]
     argv += ["--host", "127.0.0.1", "--port", str(unused_tcp_port)]
     engine = await Process.start(Command(argv, os.environ, Path(os.devnull)))
@@ -199,5 +204,4 @@ async def test_logs_are_kept_in_a_folder_of_the_users_own(tmp_path):
         await stack.ready()
 
     names = {log.name for log in (tmp_path / "state" / "logs").iterdir()}
-    assert {"envoy.log", "picker.log", "default_demo-0_engine.log"} <= names
-    assert json.dumps(sorted(names))
+    assert names == {"envoy.log", "picker.log", *(f"default_demo-{i}_engine.log" for i in range(4))}
