@@ -1,13 +1,14 @@
 """The prefix index: which endpoints hold which block, learned from our own decisions.
 
 Block hash -> Python int used as a set of bits: bit 0 says that another block followed in some chain, bit s that the
-endpoint in slot s holds it. An endpoint's row in the table is given a
-slot when it first learns; leaving costs one bit in a mask, and the slot's blocks are cleared away little by little
-before the slot is given again.
+endpoint in slot s holds it. An endpoint's row in the table is given a slot when it first learns; leaving costs one bit
+in a mask, and the slot's blocks are cleared away little by little before the slot is given again.
 
 Every endpoint keeps its blocks in least-recently-used order, and a learned chain is refreshed from its end to its
 start, as engines free their blocks: what is evicted is always the end of a chain, so whoever holds block i holds
-0..i-1. Lookup relies on it: equal masks at both ends of a stretch mean equal masks between.
+0..i-1. Lookup relies on it: equal masks at both ends of a stretch mean equal masks between. 640 blocks over 256
+endpoints take 10 to 16 µs, and 130 µs if every endpoint holds another length; learning them again takes 20 µs, learning
+them anew about 100.
 
 Memory is about 90 bytes for each (endpoint, block) pair and 140 more for each distinct block: at most 230 MB at the
 default bound of a million pairs, 30 MB for four full endpoints.
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _CONTINUED = 1  # bit 0
 _JUMP = 32  # blocks skipped at once where both ends agree: 20 jumps over 640 blocks, at most 32 steps at each change
 _FEW = 8  # up to so many endpoints are written one by one; more as an array of bits
-_SWEEP = 256  # blocks of departed endpoints cleared per learned chain, 25 µs at most
+_SWEEP = 256  # blocks of departed endpoints cleared per learned chain, some 30 µs
 
 
 class PrefixIndex:

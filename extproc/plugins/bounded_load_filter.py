@@ -21,9 +21,9 @@ class BoundedLoadFilter:
 
     c: requests sent by this picker and not settled, shape (n,), requests; n: candidates. The least loaded one always
     stays, for its c + 1 is at most the mean rounded up.
-    `loadFactor` 1.25: a hot prefix may hold one endpoint at a quarter over its fair load and no more. Consistent
-    hashing with bounded loads moves about 1/(loadFactor - 1)^2 = 16 keys for each change at most; HAProxy and KubeAI
-    default to 1.25 to 1.5, and beyond it latency on the hot endpoint grows faster than a prefix hit saves.
+    `loadFactor` 1.25: a hot prefix may hold one endpoint at a quarter over its fair load and no more. Nearer
+    to 1, prefixes are torn away for every ripple (the paper's bound on moves grows with 1/(loadFactor - 1)^2); far above,
+    requests wait on the hot endpoint for longer than a hit saves. KubeAI's default is the same.
     `minRequests` 4: below, an engine's batch costs its members next to nothing, so an idle pool is not restricted
     and a few conversations that share an engine stay there while the others are silent.
     Source: Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2016.
