@@ -23,7 +23,9 @@ from envoy_data_plane.envoy.config.core.v3 import (
     TypedExtensionConfig,
 )
 from envoy_data_plane.envoy.extensions.common.matching.v3 import ExtensionWithMatcher
+from envoy_data_plane.envoy.extensions.dynamic_modules.v3 import DynamicModuleConfig
 from envoy_data_plane.envoy.extensions.filters.common.matcher.action.v3 import SkipFilter
+from envoy_data_plane.envoy.extensions.filters.http.dynamic_modules.v3 import DynamicModuleFilter
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     ExternalProcessor,
     MetadataOptions,
@@ -78,6 +80,7 @@ SOURCES = Path(__file__).resolve().parents[2] / "envoy"
 MODEL_LUA = SOURCES / "model.lua"
 RESPONSE_LUA = SOURCES / "response.lua"
 OURS = "x-matrixinfer-"
+STREAM_ERROR = "stream_error"  # envoy/modules/stream_error.c
 
 
 def door() -> TypedExtensionConfig:
@@ -108,7 +111,8 @@ def but(word: str) -> str:
 
 def filters(gateway: ir.Gateway) -> list[HttpFilter]:
     """Write the chain; on an answer it runs from the last to the first."""
-    chain = [_filter(EXT_PROC, _ask_the_picker(gateway.picker))]
+    chain = [_filter(STREAM_ERROR, _stream_error())] if gateway.stream_errors else []
+    chain.append(_filter(EXT_PROC, _ask_the_picker(gateway.picker)))
     if gateway.picker.fail_open:
         chain += [
             _filter("matrixinfer.model", _unless_picked("envoy.filters.http.json_to_metadata", _read_model())),
@@ -158,6 +162,13 @@ def _ask_the_picker(picker: ir.Picker) -> ExternalProcessor:
         ),
         mutation_rules=HeaderMutationRules(),
         stat_prefix="picker",
+    )
+
+
+def _stream_error() -> DynamicModuleFilter:
+    # First, so that what it sends of its own goes by no filter of ours.
+    return DynamicModuleFilter(
+        dynamic_module_config=DynamicModuleConfig(name=STREAM_ERROR, do_not_close=True), filter_name=STREAM_ERROR
     )
 
 

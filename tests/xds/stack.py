@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVOY = ROOT / ".venv" / "bin" / "envoy"
+ENVOY = Path(sys.executable).with_name("envoy")
+MODULES = Path(sys.prefix) / "lib" / "matrixinfer"  # `make test` builds what is in envoy/modules
 
 
 @dataclass
@@ -343,6 +346,7 @@ class Envoy:
             "warning",
             "--log-path",
             self.folder / f"{self.name}.log",
+            env=os.environ | {"ENVOY_DYNAMIC_MODULES_SEARCH_PATH": str(MODULES)},
         )
         async with asyncio.timeout(20):
             while not self.port:

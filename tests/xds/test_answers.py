@@ -24,7 +24,7 @@ COUNTED = {"prompt_tokens": 10, "completion_tokens": 3, "cached_tokens": 4, "mod
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack():
-    async with running() as started:
+    async with running(stream_errors=True) as started:
         yield started
 
 
@@ -246,6 +246,8 @@ async def test_an_engine_that_dies_mid_stream_is_logged_with_the_usage_so_far(st
     answer, entry = await ask(stack, stream(*with_running_usage()[:2], close=True), hide=dataplane.HIDE_ALL)
 
     assert answer.cut
+    assert answer.body.startswith(b"".join(event(chunk(word)) for word in WORDS[:2]))
+    assert json.loads(answer.body.split(b"data: ")[-1])["error"]["code"] == "stream_interrupted"
     (flag,) = entry["common_properties"]["response_flags"]
     assert flag in ("upstream_connection_termination", "upstream_protocol_error", "upstream_remote_reset")
     assert usage(entry) == COUNTED | {"completion_tokens": 2}
