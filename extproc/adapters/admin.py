@@ -189,7 +189,7 @@ def _end(settlement: Settlement | None) -> dict[str, Any]:
         "end": settlement.end.value,
         "served": settlement.served,
         "failed": settlement.failed,
-        "outcome": settlement.outcome,
+        "outcome": settlement.outcome._asdict() if settlement.outcome is not None else None,
     }
 
 

@@ -224,14 +224,15 @@ def counter(name: str, says: str, values: Mapping[Labels, float], labels: Sequen
 def registry(telemetry: Telemetry) -> prometheus_client.CollectorRegistry:
     """Return a registry of these metrics and the process's own (CPU, memory, file descriptors, garbage collection)."""
     made = prometheus_client.CollectorRegistry()
-    made.register(telemetry)  # type: ignore[arg-type] # any object with `collect` is a collector
+    made.register(telemetry)
     prometheus_client.ProcessCollector(registry=made)
     prometheus_client.GCCollector(registry=made)
     return made
 
 
 def _family(kind: Any, name: str, says: str, labels: Sequence[str], values: Iterable[tuple[Labels, float]]) -> Metric:
-    family: Metric = kind(name, says, labels=labels)
+    family: Any = kind(name, says, labels=labels)
     for names, value in values:
         family.add_metric(names, value)
-    return family
+    made: Metric = family
+    return made

@@ -15,7 +15,7 @@ from array import array
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from extproc.traffic.standing import Standing
 
@@ -32,9 +32,8 @@ _CLIENT_LEFT: Final = frozenset({"DC", "DR"})
 _REFUSALS: Final = frozenset({502, 503})  # an engine that answers these cannot serve now
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A request on its way."""
+class Sent(NamedTuple):
+    """A request on its way. A named tuple, as it is made for every request."""
 
     ticket: str
     request_id: str
@@ -60,8 +59,7 @@ class End(Enum):
     EXPIRED = "expired"
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """The one outcome of a request."""
 
     sent: Sent

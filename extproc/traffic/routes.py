@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from extproc import errors
 
@@ -28,8 +28,7 @@ _RETRY_AFTER_S: Final = 5  # a pod becomes ready in seconds to minutes; asking m
 _BELOW_ONE: Final = math.nextafter(1.0, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """What routing decided."""
 
     route: str

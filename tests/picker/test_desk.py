@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from dataclasses import replace
 
 import prometheus_client
 import pytest
@@ -32,7 +31,7 @@ class Counting(Stage):
 def test_a_served_request_is_counted_once():
     stage = Counting()
     decision = stage.desk.decide(a_chat("hello " * 200, stream=True))
-    outcome = replace(an_outcome(decision), prompt_tokens=100, completion_tokens=11, cached_tokens=25, duration_s=1.1)
+    outcome = an_outcome(decision)._replace(prompt_tokens=100, completion_tokens=11, cached_tokens=25, duration_s=1.1)
     stage.desk.settle(outcome)
     stage.desk.settle(outcome)
 
@@ -62,10 +61,10 @@ def test_models_that_no_route_names_are_no_labels():
 
 def test_requests_that_went_round_the_picker_are_counted():
     stage = Counting()
-    outcome = replace(an_outcome(stage.desk.decide(a_chat("hi"))), ticket="")
+    outcome = an_outcome(stage.desk.decide(a_chat("hi")))._replace(ticket="")
 
     stage.desk.settle(outcome)
-    stage.desk.settle(replace(outcome, endpoint=""))
+    stage.desk.settle(outcome._replace(endpoint=""))
 
     assert stage.value("matrixinfer_bypassed_total") == 1
     assert stage.value("matrixinfer_ledger_total", event="stranger") == 0
