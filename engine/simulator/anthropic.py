@@ -101,7 +101,7 @@ class Messages:
 
     def _usage(self, answer: Answer) -> dict[str, int]:
         return {
-            "input_tokens": answer.prompt_tokens,
+            "input_tokens": answer.prompt_tokens - answer.stored_tokens - answer.cached_tokens,
             "output_tokens": answer.generated_tokens,
             "cache_creation_input_tokens": answer.stored_tokens,
             "cache_read_input_tokens": answer.cached_tokens,

@@ -5,16 +5,21 @@ the same text here.
 """
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from engine.simulator import http1
-from engine.simulator.errors import ApiError, invalid, missing
+from engine.simulator.errors import ApiError, invalid, invalid_all, missing, parameter
 
 Body = dict[str, Any]
 _MOST_CHOICES = 16_384
+_FLAGS = {
+    **dict.fromkeys(("1", "1.0", "true", "t", "yes", "y", "on"), True),
+    **dict.fromkeys(("0", "0.0", "false", "f", "no", "n", "off"), False),
+}
 
 
 def load(request: http1.Request) -> Body:
@@ -24,6 +29,8 @@ def load(request: http1.Request) -> Body:
         raise ApiError(
             400, "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed", kind="Bad Request"
         )
+    if not request.body:
+        raise invalid("missing", "body", "Field required", None)
     try:
         body = orjson.loads(request.body)
     except orjson.JSONDecodeError:
@@ -50,6 +57,7 @@ class Sampling:
     """How the answer is made and framed."""
 
     max_tokens: int | None
+    limit_name: str
     n: int
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
@@ -61,6 +69,7 @@ class Sampling:
 
 POOLING = Sampling(
     max_tokens=0,
+    limit_name="max_tokens",
     n=1,
     stop=(),
     stop_token_ids=frozenset(),
@@ -74,17 +83,24 @@ POOLING = Sampling(
 
 def sampling(body: Body, *limits: str) -> Sampling:
     """Read the fields that OpenAI's endpoints share; `limits` name the fields for the length, the strongest first."""
-    max_tokens = next((value for name in limits if (value := integer(body, name)) is not None), None)
+    limit_name = next((name for name in limits if body.get(name) is not None), limits[-1])
+    max_tokens = integer(body, limit_name)
     if max_tokens is not None and max_tokens < 1:
-        raise ApiError(400, f"max_tokens must be at least 1, got {max_tokens}.", param="max_tokens")
+        raise parameter(f"max_tokens must be at least 1, got {max_tokens}.", "max_tokens", max_tokens)
     n = integer(body, "n")
     if n is not None and n < 1:
-        raise ApiError(400, f"n must be at least 1, got {n}.", param="n")
+        raise ApiError(400, f"n must be at least 1, got {n}.")
     if n is not None and n > _MOST_CHOICES:
-        raise ApiError(400, f"n must be at most {_MOST_CHOICES}, got {n}.", param="n")
+        raise ApiError(
+            400,
+            f"n must be at most {_MOST_CHOICES}, got {n}. To increase this limit, set the VLLM_MAX_N_SEQUENCES "
+            "environment variable.",
+        )
     temperature = number(body, "temperature")
+    if temperature is not None and not math.isfinite(temperature):
+        raise parameter(f"temperature must be a finite number, got {temperature}.", "temperature", temperature)
     if temperature is not None and temperature < 0:
-        raise ApiError(400, f"temperature must be non-negative, got {temperature}.", param="temperature")
+        raise parameter(f"temperature must be non-negative, got {temperature}.", "temperature", temperature)
     stream = flag(body, "stream")
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
@@ -95,18 +111,20 @@ def sampling(body: Body, *limits: str) -> Sampling:
             options,
         )
     if options and not stream:
-        raise invalid(
-            "value_error", "body", "Value error, Stream options can only be defined when `stream=True`.", body
-        )
+        raise parameter("Stream options can only be defined when `stream=True`.", "stream_options")
     stop = body.get("stop")
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ()) if isinstance(stop, list | None) else (stop,)
     if not all(isinstance(s, str) for s in strings):
-        raise invalid("string_type", "body.stop", "Input should be a valid string", stop)
+        raise invalid_all(
+            ("string_type", "body.stop", "Input should be a valid string", stop),
+            ("list_type", "body.stop", "Input should be a valid list", stop),
+        )
     if "" in strings:
-        raise ApiError(400, "stop cannot contain an empty string.", param="stop")
+        raise ApiError(400, "stop cannot contain an empty string.")
     include = bool(options and options.get("include_usage"))
     return Sampling(
         max_tokens=max_tokens,
+        limit_name=limit_name,
         n=n or 1,
         stop=strings,
         stop_token_ids=frozenset(t for t in body.get("stop_token_ids") or () if isinstance(t, int)),
@@ -133,8 +151,8 @@ def text(body: Body, name: str) -> str | None:
 def integer(body: Body, name: str) -> int | None:
     """Give an optional whole number; numbers and digits that stand for one are taken, as pydantic does."""
     value = body.get(name)
-    if value is None or type(value) is int:
-        return value
+    if value is None or isinstance(value, int):
+        return None if value is None else int(value)
     if isinstance(value, float):
         if value.is_integer():
             return int(value)
@@ -158,18 +176,35 @@ def integer(body: Body, name: str) -> int | None:
 
 
 def number(body: Body, name: str) -> float | None:
-    """Give an optional number."""
+    """Give an optional number; text that stands for one is taken, as pydantic does."""
     value = body.get(name)
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
+    if value is None or isinstance(value, int | float):
+        return None if value is None else float(value)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            raise invalid(
+                "float_parsing",
+                f"body.{name}",
+                "Input should be a valid number, unable to parse string as a number",
+                value,
+            ) from None
     raise invalid("float_type", f"body.{name}", "Input should be a valid number", value)
 
 
 def flag(body: Body, name: str) -> bool:
-    """Give an optional yes or no."""
+    """Give an optional yes or no; words and numbers for it are taken, as pydantic does."""
     value = body.get(name)
     if value is None or isinstance(value, bool):
         return bool(value)
+    if isinstance(value, str | int | float):
+        known = _FLAGS.get(str(value).lower())
+        if known is not None:
+            return known
+        raise invalid(
+            "bool_parsing", f"body.{name}", "Input should be a valid boolean, unable to interpret input", value
+        )
     raise invalid("bool_type", f"body.{name}", "Input should be a valid boolean", value)
 
 
@@ -193,5 +228,5 @@ def messages(body: Body) -> list[dict[str, Any]]:
         elif content is not None and not isinstance(content, str):
             raise invalid("string_type", f"{where}.content", "Input should be a valid string", content)
     if not given:
-        raise ApiError(400, "messages must not be empty: there is nothing to continue.", param="messages")
+        raise ApiError(400, "Cannot apply chat template to an empty conversation. Provide at least one message.")
     return given

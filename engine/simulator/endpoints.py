@@ -8,7 +8,7 @@ import orjson
 from engine.simulator import anthropic, bodies, chat, openai, pooling, responses, server
 from engine.simulator.answer import Form
 from engine.simulator.bodies import Body
-from engine.simulator.errors import ApiError, missing
+from engine.simulator.errors import ApiError, invalid_all, missing, parameter
 from engine.simulator.serving import Serving, Work, request_key
 
 _COMPLETION_LENGTH = 16  # OpenAI's default for completions
@@ -51,8 +51,8 @@ class Endpoints:
         messages = anthropic.as_messages(body)
         if body.get("max_tokens") is None:
             raise missing("max_tokens", body)
-        stops = body.get("stop_sequences")
-        sampling = bodies.sampling({**body, "stop": stops, "n": None}, "max_tokens")
+        asked = {**body, "stop": body.get("stop_sequences"), "n": None, "max_completion_tokens": body["max_tokens"]}
+        sampling = bodies.sampling(asked, "max_completion_tokens")
         model = self._serving.model(body)
         form = anthropic.Messages(request_key(reply.request), model=model)
         prompt = chat.render(self._serving.tokens, messages, tools=body.get("tools"))
@@ -63,7 +63,10 @@ class Endpoints:
         messages = anthropic.as_messages(body)
         self._serving.model(body)
         prompt = chat.render(self._serving.tokens, messages, tools=body.get("tools"))
-        reply.send(200, orjson.dumps({"input_tokens": len(prompt)}))
+        reply.send(
+            200,
+            orjson.dumps({"input_tokens": len(prompt), "context_management": {"original_input_tokens": len(prompt)}}),
+        )
 
     def tokenize(self, body: Body, reply: server.Reply) -> None:
         """POST /tokenize."""
@@ -78,7 +81,8 @@ class Endpoints:
         else:
             text = bodies.text(body, "prompt")
             if text is None:
-                raise missing("prompt", body)
+                fields = ("body.prompt", "body.messages")
+                raise invalid_all(*(("missing", field, "Field required", body) for field in fields))
             prompt = self._serving.tokens.encode(text)
         strings = [self._serving.tokens.decode([token]) for token in prompt] if body.get("return_token_strs") else None
         answer = {
@@ -125,6 +129,9 @@ class Endpoints:
 
     def load_lora(self, body: Body, reply: server.Reply) -> None:
         """POST /v1/load_lora_adapter."""
+        for field in ("lora_name", "lora_path"):
+            if field not in body:
+                raise missing(field, body)
         name, path = bodies.text(body, "lora_name"), bodies.text(body, "lora_path")
         if not name or not path:
             raise ApiError(400, "Both 'lora_name' and 'lora_path' must be provided.", kind="InvalidUserInput")
@@ -140,6 +147,8 @@ class Endpoints:
 
     def unload_lora(self, body: Body, reply: server.Reply) -> None:
         """POST /v1/unload_lora_adapter."""
+        if "lora_name" not in body:
+            raise missing("lora_name", body)
         name = bodies.text(body, "lora_name")
         if not name:
             raise ApiError(400, "'lora_name' needs to be provided to unload a LoRA adapter.", kind="InvalidUserInput")
@@ -165,6 +174,6 @@ class Endpoints:
     ) -> None:
         salt = bodies.text(body, "cache_salt")
         if salt == "":
-            raise ApiError(400, "Parameter 'cache_salt' must be a non-empty string if provided.", param="cache_salt")
+            raise parameter("Parameter 'cache_salt' must be a non-empty string if provided.", "cache_salt")
         work = Work(prompts=prompts, sampling=sampling, model=model, salt=salt, form=form)
         self._serving.generate(reply, work)

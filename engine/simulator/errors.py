@@ -28,12 +28,35 @@ class ApiError(Exception):
         return orjson.dumps({"type": "error", "error": {"type": self.kind, "message": self.message}})
 
 
+Complaint = tuple[str, str, str, Any]
+"""What validation says of a field: kind, place, message, and what was given."""
+
+
 def invalid(kind: str, loc: str, message: str, given: Any, ctx: dict[str, Any] | None = None) -> ApiError:
-    """Give a field that validation refuses."""
-    entry: dict[str, Any] = {"type": kind, "loc": loc, "msg": message, "input": _brief(given)}
-    if ctx:
-        entry["ctx"] = ctx
-    return ApiError(400, f"1 validation error:\n  {entry}", kind="Bad Request", param=loc)
+    """Give the error for a field that validation refuses."""
+    return _refusal([_entry((kind, loc, message, given)) | ({"ctx": ctx} if ctx else {})])
+
+
+def invalid_all(*complaints: Complaint) -> ApiError:
+    """Give the error for a field that none of its possible types takes."""
+    return _refusal([_entry(complaint) for complaint in complaints])
+
+
+def _entry(complaint: Complaint) -> dict[str, Any]:
+    kind, loc, message, given = complaint
+    return {"type": kind, "loc": loc, "msg": message, "input": _brief(given)}
+
+
+def _refusal(entries: list[dict[str, Any]]) -> ApiError:
+    count = "1 validation error" if len(entries) == 1 else f"{len(entries)} validation errors"
+    message = "".join([f"{count}:", *(f"\n  {entry}" for entry in entries)])
+    return ApiError(400, message, kind="Bad Request", param=entries[0]["loc"])
+
+
+def parameter(message: str, name: str, value: Any = None) -> ApiError:
+    """Give the error for a parameter whose value the engine refuses."""
+    shown = f"(parameter={name})" if value is None else f"(parameter={name}, value={value})"
+    return ApiError(400, f"{message} {shown}", param=name)
 
 
 def missing(field: str, body: Any) -> ApiError:
@@ -51,25 +74,19 @@ def unknown_model(model: str, names: tuple[str, ...]) -> ApiError:
     )
 
 
-def too_long(limit: int, prompt_tokens: int, max_tokens: int | None) -> ApiError:
-    """Give a prompt, or a prompt and the answer asked for, over the context length."""
-    begin = f"This model's maximum context length is {limit} tokens. However, "
-    if prompt_tokens > limit or max_tokens is None:
-        shown = limit + 1  # the engine's tokenizer stops there
-        message = (
-            f"{begin}your prompt contains at least {shown} input tokens, which exceeds this limit even without any output "
-            f"tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value={shown})"
-        )
-    else:
-        message = (
-            f"{begin}you requested {max_tokens} output tokens and your prompt contains {prompt_tokens} input tokens, for a "
-            f"total of {prompt_tokens + max_tokens} tokens. Please reduce the length of the input prompt or the number of "
-            f"requested output tokens. (parameter=input_tokens, value={prompt_tokens})"
-        )
-    return ApiError(400, message, param="input_tokens")
+def too_long(limit: int, prompt_tokens: int, *, exact: bool = False) -> ApiError:
+    """Give the error for a prompt over the context length; a text is only encoded up to there."""
+    shown = prompt_tokens if exact else limit + 1
+    how_many = f"{shown}" if exact else f"at least {shown}"
+    return parameter(
+        f"This model's maximum context length is {limit} tokens. However, your prompt contains {how_many} input tokens, "
+        "which exceeds this limit even without any output tokens. Please reduce the length of the input prompt.",
+        "input_tokens",
+        shown,
+    )
 
 
-def _brief(given: Any) -> Any:
+def _brief(given: Any) -> str:
     if isinstance(given, dict | list):
         return f"<{type(given).__name__} of {len(given)} items>"
-    return given
+    return str(given)

@@ -17,25 +17,17 @@ _FINGERPRINT_FIELD = b',"system_fingerprint":"%b"' % FINGERPRINT.encode()
 DONE = b"data: [DONE]\n\n"
 
 
-def usage(answer: Answer, block_size: int) -> dict[str, object]:
-    """Token counts of a whole answer, all fields."""
-    counts = _counts(answer)
+def usage(answer: Answer, stored_tokens: int | None) -> dict[str, object]:
+    """Give the token counts of a whole answer, all fields."""
     return {
-        **counts,
+        **_counts(answer),
         "prompt_tokens_details": {
             "cached_tokens": answer.cached_tokens,
-            "created_cache_tokens": _created(answer, block_size),
+            "created_cache_tokens": stored_tokens,
             "multimodal_tokens": None,
         },
         "completion_tokens_details": None,
     }
-
-
-def _created(answer: Answer, block_size: int) -> int | None:
-    """VLLM leaves this null where no prompt fills a block."""
-    if all(sequence.prompt_tokens < block_size for sequence in answer.sequences):
-        return None
-    return answer.stored_tokens
 
 
 def _counts(answer: Answer) -> dict[str, int]:
@@ -48,7 +40,6 @@ class Frame:
     """What an answer says besides its words."""
 
     model: str
-    block_size: int
     request_key: str
     include_usage: bool = False
     continuous_usage: bool = False
@@ -57,33 +48,35 @@ class Frame:
 class _Events:
     """What the two streams share: the head of each event, and usage."""
 
+    _running_details = b""
+
     def __init__(self, frame: Frame, *, prefix: str, kind: str) -> None:
         self.request_id = f"{prefix}-{frame.request_key}"
         self.created = int(time.time())
         self.model = frame.model
-        self._block_size = frame.block_size
         self._include_usage = frame.include_usage
         self._continuous = frame.continuous_usage
         head = {"id": self.request_id, "object": kind, "created": self.created, "model": frame.model}
         self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
 
+    def _stored(self, answer: Answer) -> int | None:
+        """Give the prompt tokens that went into the cache; only chat tells."""
+        raise NotImplementedError
+
     def _running_usage(self, answer: Answer) -> bytes:
         if not self._continuous:
             return b""
         prompt, completion = answer.prompt_tokens, answer.generated_tokens
-        return b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}' % (
-            prompt,
-            prompt + completion,
-            completion,
-        )
+        counts = (prompt, prompt + completion, completion, self._running_details)
+        return b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d%b}' % counts
 
     def closing(self, answer: Answer) -> Iterable[bytes]:
         """Give the usage, where asked for, and the end mark."""
         if self._include_usage:
             details: dict[str, int] = {"cached_tokens": answer.cached_tokens}
-            created = _created(answer, self._block_size)
-            if created is not None:
-                details["created_cache_tokens"] = created
+            stored = self._stored(answer)
+            if stored is not None:
+                details["created_cache_tokens"] = stored
             counts = orjson.dumps({**_counts(answer), "prompt_tokens_details": details})
             yield b'%b],"usage":%b%b}\n\n' % (self._head, counts, _FINGERPRINT_FIELD)
         yield DONE
@@ -95,6 +88,8 @@ class _Events:
 class Chat(_Events):
     """Chat completions."""
 
+    _running_details = b',"completion_tokens_details":null'
+
     def __init__(self, frame: Frame) -> None:
         super().__init__(frame, prefix="chatcmpl", kind="chat.completion.chunk")
 
@@ -102,9 +97,9 @@ class Chat(_Events):
         """Give the role of each choice."""
         running = b""
         if self._continuous:
-            running = b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":0}' % (
-                (answer.prompt_tokens,) * 2
-            )
+            prompt = answer.prompt_tokens
+            counts = (prompt, prompt, self._running_details)
+            running = b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":0%b}' % counts
         for sequence in answer.sequences:
             yield (
                 b'%b{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]%b'
@@ -125,6 +120,9 @@ class Chat(_Events):
                 usage_field, self._fingerprint(sequence),
             )
         )  # fmt: skip
+
+    def _stored(self, answer: Answer) -> int | None:
+        return answer.stored_tokens
 
     def body(self, answer: Answer) -> bytes:
         """Give the whole answer."""
@@ -157,7 +155,7 @@ class Chat(_Events):
                 "choices": choices,
                 "service_tier": None,
                 "system_fingerprint": FINGERPRINT,
-                "usage": usage(answer, self._block_size),
+                "usage": usage(answer, self._stored(answer)),
                 "prompt_logprobs": None,
                 "prompt_token_ids": None,
                 "prompt_text": None,
@@ -190,6 +188,9 @@ class Completion(_Events):
             )
         )  # fmt: skip
 
+    def _stored(self, answer: Answer) -> int | None:  # noqa: ARG002 (as the class above declares it)
+        return None
+
     def body(self, answer: Answer) -> bytes:
         """Give the whole answer."""
         choices = [
@@ -215,7 +216,7 @@ class Completion(_Events):
                 "choices": choices,
                 "service_tier": None,
                 "system_fingerprint": FINGERPRINT,
-                "usage": usage(answer, self._block_size),
+                "usage": usage(answer, self._stored(answer)),
                 "kv_transfer_params": None,
                 "ec_transfer_params": None,
                 "metrics": None,

@@ -90,7 +90,6 @@ class Serving:
         """Give what OpenAI's answers say besides their words."""
         return openai.Frame(
             model=model,
-            block_size=self.settings.block_size,
             request_key=request_key(reply.request),
             include_usage=sampling.include_usage,
             continuous_usage=sampling.continuous_usage,
@@ -99,40 +98,69 @@ class Serving:
     def prompts(self, body: bodies.Body, name: str) -> Sequence["array[int]"]:
         """Give the prompts of a field: a text, token ids, or a list of either."""
         given = body.get(name)
-        if given is None:
-            raise errors.ApiError(400, f"Either {name} or prompt_embeds must be provided and non-empty.", param=name)
+        if given is None or given == "":
+            raise errors.parameter("Either prompt or prompt_embeds must be provided and non-empty.", name)
         if isinstance(given, str):
-            return [self._encoded(given, name)]
-        if not isinstance(given, list) or not given:
-            raise errors.invalid("string_type", f"body.{name}", "Input should be a valid string", given)
+            return [self.tokens.encode(given)]
+        if not isinstance(given, list):
+            refused = ("list_type", f"body.{name}", "Input should be a valid list", given)
+            raise errors.invalid_all(
+                refused, refused, ("string_type", f"body.{name}", "Input should be a valid string", given), refused
+            )
+        if not given:
+            raise errors.ApiError(400, "You must pass at least one prompt")
         if all(map(_is_token, given)):
-            return [_ids(given, name)]
-        return [self._encoded(prompt, name) if isinstance(prompt, str) else _ids(prompt, name) for prompt in given]
+            return [self._ids(given, name)]
+        return [self._one_of(prompt, name) for prompt in given]
 
-    def _encoded(self, prompt: str, name: str) -> "array[int]":
+    def _one_of(self, prompt: object, name: str) -> "array[int]":
+        if not isinstance(prompt, str):
+            return self._ids(prompt, name)
         if not prompt:
-            raise errors.ApiError(400, "The decoder prompt cannot be empty", param=name)
+            raise errors.ApiError(400, "The decoder prompt cannot be empty")
         return self.tokens.encode(prompt)
 
-    def check_length(self, prompt_tokens: int, max_tokens: int | None) -> None:
-        """ApiError where the prompt, or prompt and answer, exceed the context."""
+    def _ids(self, given: object, name: str) -> "array[int]":
+        if not isinstance(given, list) or not given or not all(map(_is_token, given)):
+            raise errors.invalid("string_type", f"body.{name}", "Input should be a valid string", given)
+        if min(given) < 0 or max(given) >= tokenizer.VOCABULARY:
+            worst = min(given) if min(given) < 0 else max(given)
+            raise errors.ApiError(400, f"Token id {worst} is out of vocabulary")
         limit = self.settings.context_length
-        if prompt_tokens + (max_tokens or 1) > limit:
-            raise errors.too_long(limit, prompt_tokens, max_tokens)
+        if len(given) > limit:
+            raise errors.too_long(limit, len(given), exact=True)
+        return array("I", given)
+
+    def room(self, prompt_tokens: int, sampling: bodies.Sampling) -> int:
+        """Give the most tokens an answer may have; ApiError where the context leaves none or never had as many."""
+        limit, asked = self.settings.context_length, sampling.max_tokens
+        if asked is not None and asked > limit:
+            name = sampling.limit_name
+            raise errors.parameter(
+                f"{name}={asked} cannot be greater than max_model_len={limit}. Please request fewer output tokens.",
+                name,
+                asked,
+            )
+        if prompt_tokens > limit:
+            raise errors.too_long(limit, prompt_tokens)
+        if asked == 0:
+            return 0
+        if prompt_tokens == limit:
+            raise errors.parameter("max_tokens must be at least 1, got 0.", "max_tokens", 0)
+        return min(limit - prompt_tokens, asked or limit)
 
     def generate(self, reply: server.Reply, work: Work) -> None:
         """Put the prompts into the batch; the answer writes itself as tokens come."""
         sampling = work.sampling
-        for prompt in work.prompts:
-            self.check_length(len(prompt), sampling.max_tokens)
+        rooms = [self.room(len(prompt), sampling) for prompt in work.prompts]
         lora = work.model if work.model in self.adapters else None
         origin = kvcache.Origin(lora, self.adapters.id_of(lora) if lora else None, work.salt)
         sequences: list[batch.Sequence] = []
         stops: list[text.StopStrings | None] = []
-        for prompt in work.prompts:
+        for prompt, room in zip(work.prompts, rooms, strict=True):
             for choice in range(sampling.n):
                 stop = text.StopStrings(sampling.stop) if sampling.stop else None
-                sequence = self._sequence(prompt, choice, origin, sampling, stop)
+                sequence = self._sequence(prompt, room=room, choice=choice, origin=origin, sampling=sampling, stop=stop)
                 sequence.index = len(sequences)
                 sequences.append(sequence)
                 stops.append(stop)
@@ -149,16 +177,17 @@ class Serving:
             reply.flush()
         self.engine.submit(sequences)
 
-    def _sequence(
+    def _sequence(  # noqa: PLR0913 (what a sequence is made of)
         self,
         prompt: "array[int]",
+        *,
+        room: int,
         choice: int,
         origin: kvcache.Origin,
         sampling: bodies.Sampling,
         stop: text.StopStrings | None,
     ) -> batch.Sequence:
         seed = xxh3_64_intdigest(memoryview(prompt).cast("B"), origin.seed ^ (self.settings.seed * 1_000_003 + choice))
-        room = self.settings.context_length - len(prompt)
         length = None
         if sampling.max_tokens is None and not sampling.ignore_eos:
             length = text.natural_length(seed, self.settings.answer_tokens)
@@ -167,7 +196,7 @@ class Serving:
             ends = _Ends(stop, sampling.stop_token_ids)
         return batch.Sequence(
             tokens=array("I", prompt),
-            max_tokens=room if sampling.max_tokens is None else sampling.max_tokens,
+            max_tokens=room,
             draw=text.Voice(seed, length),
             origin=origin,
             ends=ends,
@@ -232,12 +261,3 @@ class _Ends:
 
 def _is_token(value: object) -> bool:
     return type(value) is int
-
-
-def _ids(given: object, name: str) -> "array[int]":
-    if not isinstance(given, list) or not given or not all(map(_is_token, given)):
-        raise errors.invalid("string_type", f"body.{name}", "Input should be a valid string", given)
-    if min(given) < 0 or max(given) >= tokenizer.VOCABULARY:
-        worst = min(given) if min(given) < 0 else max(given)
-        raise errors.ApiError(400, f"Token id {worst} is out of vocabulary", param=name)
-    return array("I", given)

@@ -111,8 +111,8 @@ def serving(cache: Path, python: Path) -> Iterator[dict[str, str]]:
         {
             "enable_kv_cache_events": True,
             "publisher": "zmq",
-            "endpoint": f"tcp://127.0.0.1:{events}",
-            "replay_endpoint": f"tcp://127.0.0.1:{replay}",
+            "endpoint": f"tcp://*:{events}",  # vLLM binds only where the address is a wildcard
+            "replay_endpoint": f"tcp://*:{replay}",
             "topic": TOPIC,
         }
     )

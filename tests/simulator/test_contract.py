@@ -209,8 +209,124 @@ def test_running_usage_stands_in_every_chunk(engine: Engine):
     usages = [data["usage"] for _, data in answer.events() if data != "[DONE]"]
 
     assert [usage["completion_tokens"] for usage in usages] == [0, 1, 2, 3, 3]
-    assert [list(usage) for usage in usages[:-1]] == [["prompt_tokens", "total_tokens", "completion_tokens"]] * 4
-    assert usages[-1]["prompt_tokens_details"]["cached_tokens"] == 0
+    counts = ["prompt_tokens", "total_tokens", "completion_tokens"]
+    assert [list(usage) for usage in usages[:-1]] == [[*counts, "completion_tokens_details"]] * 4
+    assert usages[-1]["prompt_tokens_details"] == {"cached_tokens": 0, "created_cache_tokens": 0}
+
+
+def test_running_usage_of_completions_is_shorter_and_starts_with_the_first_token(engine: Engine):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"model": "tiny", "prompt": "hello", "max_tokens": 2, "stream": True, "stream_options": options}
+    usages = [data["usage"] for _, data in call(engine.url + "/v1/completions", body).events() if data != "[DONE]"]
+
+    assert [usage["completion_tokens"] for usage in usages] == [1, 2, 2]
+    assert [list(usage) for usage in usages[:-1]] == [["prompt_tokens", "total_tokens", "completion_tokens"]] * 2
+    assert usages[-1]["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
+def test_running_usage_alone_is_no_usage(engine: Engine):
+    body = {"model": "tiny", "prompt": "hello", "max_tokens": 2, "stream": True}
+    answer = call(engine.url + "/v1/completions", {**body, "stream_options": {"continuous_usage_stats": True}})
+
+    assert all("usage" not in data for _, data in answer.events() if data != "[DONE]")
+    assert answer.events()[-2][1]["system_fingerprint"].startswith("vllm-0.32.0-")
+
+
+def test_anthropic_usage_counts_cached_tokens_apart(engine: Engine):
+    text = "An example of a prompt that nobody has sent before, Anthropic style. " * 30
+    body = {"model": "tiny", "max_tokens": 2, "messages": [{"role": "user", "content": text}]}
+    count = call(engine.url + "/v1/messages/count_tokens", body).json()
+    cold, warm = (call(engine.url + "/v1/messages", body).json()["usage"] for _ in range(2))
+    events = call(engine.url + "/v1/messages", {**body, "stream": True}).events()
+
+    total = count["input_tokens"]
+    blocks = cold["cache_creation_input_tokens"]
+    assert count == {"input_tokens": total, "context_management": {"original_input_tokens": total}}
+    assert blocks > 0
+    assert (cold["input_tokens"], cold["cache_read_input_tokens"]) == (total - blocks, 0)
+    assert (warm["input_tokens"], warm["cache_read_input_tokens"]) == (total - blocks, blocks)
+    assert warm["cache_creation_input_tokens"] == 0
+    assert events[0][1]["message"]["usage"] == {"input_tokens": total, "output_tokens": 0}
+    assert events[-2][1]["usage"] == warm
+
+
+def test_an_answer_is_cut_to_what_the_context_leaves(engine: Engine):
+    body = {"model": "tiny", "prompt": [5] * 4090, "max_tokens": 50}
+    usage = call(engine.url + "/v1/completions", body).json()["usage"]
+
+    assert (usage["prompt_tokens"], usage["total_tokens"]) == (4090, 4096)
+
+
+CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+STREAM_OPTIONS = {"include_usage": True}
+
+
+def refused(kind: str, field: str, message: str, given: str) -> str:
+    return f"1 validation error:\n  {{'type': '{kind}', 'loc': 'body.{field}', 'msg': '{message}', 'input': '{given}'}}"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        (CHAT, {"messages": []}, None, "Cannot apply chat template to an empty conversation. Provide at least one message."),
+        (CHAT, {"messages": "x"}, "body.messages", refused("list_type", "messages", "Input should be a valid list", "x")),
+        (CHAT, {"messages": HELLO, "max_tokens": 0}, "max_tokens",
+         "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)"),
+        (CHAT, {"messages": HELLO, "max_tokens": 5000}, "max_tokens",
+         ("max_tokens=5000 cannot be greater than max_model_len=4096. Please request fewer output tokens. "
+         "(parameter=max_tokens, value=5000)")),
+        (CHAT, {"messages": HELLO, "max_completion_tokens": 5000}, "max_completion_tokens",
+         ("max_completion_tokens=5000 cannot be greater than max_model_len=4096. Please request fewer output tokens. "
+         "(parameter=max_completion_tokens, value=5000)")),
+        (CHAT, {"messages": HELLO, "max_tokens": 1.5}, "body.max_tokens",
+         refused("int_from_float", "max_tokens", "Input should be a valid integer, got a number with a fractional part", "1.5")),
+        (CHAT, {"messages": HELLO, "max_tokens": [1]}, "body.max_tokens",
+         refused("int_type", "max_tokens", "Input should be a valid integer", "<list of 1 items>")),
+        (CHAT, {"messages": HELLO, "stream": "maybe"}, "body.stream",
+         refused("bool_parsing", "stream", "Input should be a valid boolean, unable to interpret input", "maybe")),
+        (CHAT, {"messages": HELLO, "n": 0}, None, "n must be at least 1, got 0."),
+        (CHAT, {"messages": HELLO, "n": 20000}, None,
+         "n must be at most 16384, got 20000. To increase this limit, set the VLLM_MAX_N_SEQUENCES environment variable."),
+        (CHAT, {"messages": HELLO, "temperature": -1}, "temperature",
+         "temperature must be non-negative, got -1.0. (parameter=temperature, value=-1.0)"),
+        (CHAT, {"messages": HELLO, "stream_options": STREAM_OPTIONS}, "stream_options",
+         "Stream options can only be defined when `stream=True`. (parameter=stream_options)"),
+        (CHAT, {"messages": HELLO, "cache_salt": ""}, "cache_salt",
+         "Parameter 'cache_salt' must be a non-empty string if provided. (parameter=cache_salt)"),
+        (CHAT, {"model": 5, "messages": HELLO}, "body.model",
+         refused("string_type", "model", "Input should be a valid string", "5")),
+        (CHAT, "", "body", "1 validation error:\n  {'type': 'missing', 'loc': 'body', 'msg': 'Field required', 'input': 'None'}"),
+        (CHAT, {"messages": [{"role": "user", "content": "word " * 60_000}]}, "input_tokens",
+         ("This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097 input tokens, which "
+         "exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
+         "(parameter=input_tokens, value=4097)")),
+        (COMPLETION, {"prompt": [5] * 5000}, "input_tokens",
+         ("This model's maximum context length is 4096 tokens. However, your prompt contains 5000 input tokens, which "
+         "exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
+         "(parameter=input_tokens, value=5000)")),
+        (COMPLETION, {"prompt": [5] * 4096}, "max_tokens",
+         "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)"),
+        (COMPLETION, {"prompt": ""}, "prompt",
+         "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"),
+        (COMPLETION, {}, "prompt", "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"),
+        (COMPLETION, {"prompt": []}, None, "You must pass at least one prompt"),
+        (COMPLETION, {"prompt": [2**31]}, None, "Token id 2147483648 is out of vocabulary"),
+        (COMPLETION, {"prompt": "x", "stop": ""}, None, "stop cannot contain an empty string."),
+        (COMPLETION, {"prompt": "x", "temperature": "hot"}, "body.temperature",
+         refused("float_parsing", "temperature", "Input should be a valid number, unable to parse string as a number", "hot")),
+        ("/v1/responses", {}, "body.input", refused("missing", "input", "Field required", "<dict of 1 items>")),
+        ("/v1/load_lora_adapter", {"lora_path": "x"}, "body.lora_name",
+         refused("missing", "lora_name", "Field required", "<dict of 2 items>")),
+    ],
+)  # fmt: skip
+def test_refusals_are_worded_as_a_live_vllm_words_them(
+    engine: Engine, path: str, body: Any, param: str | None, message: str
+):
+    answer = call(engine.url + path, {"model": "tiny", **body} if isinstance(body, dict) else body)
+
+    error = answer.json()["error"]
+    assert (answer.status, error["message"], error["param"]) == (400, message, param)
 
 
 def _families(page: str) -> dict[str, str]:

@@ -143,15 +143,6 @@ def test_tokenize_and_detokenize_are_each_others_inverse(fast: Simulator):
     assert fast.call("/detokenize", {"tokens": tokens["tokens"]}).json() == {"prompt": "Grüße, 日本! 42"}
 
 
-def test_a_prompt_and_answer_over_the_context_are_refused(fast: Simulator):
-    prompt = "word " * 1990
-
-    assert fast.call("/v1/completions", {"prompt": prompt, "max_tokens": 5}).status == 200
-    refused = fast.call("/v1/completions", {"prompt": prompt, "max_tokens": 50})
-    assert refused.status == 400
-    assert "maximum context length is 2000 tokens" in refused.json()["error"]["message"]
-
-
 @pytest.mark.parametrize(
     "body",
     [
