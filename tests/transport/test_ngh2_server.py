@@ -7,9 +7,11 @@ import struct
 
 import ngh2
 import pytest
+from envoy.service.accesslog.v3 import als_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.adapters.transport import access_log
 from extproc.adapters.transport.calls import Limits, Status, Tls
 from extproc.adapters.transport.framing import FramingError, Reassembler, frame
 from extproc.adapters.transport.serving import serve
@@ -61,13 +63,18 @@ class Client:
 
     async def refusal_of(self, stream):
         """Return the headers of an answer that is its own end."""
+        return dict((await self.end_of(stream)).headers)
+
+    async def end_of(self, stream):
+        """Return the event that ends the server's half of a stream."""
         while True:
             data = await asyncio.wait_for(self.reader.read(65536), 10)
             assert data
             self.http2.receive_data(data)
             for event in self.http2.events():
-                if isinstance(event, ngh2.ResponseReceived) and event.stream_id == stream and event.end_stream:
-                    return dict(event.headers)
+                whole = isinstance(event, ngh2.ResponseReceived) and event.end_stream
+                if (whole or isinstance(event, ngh2.TrailersReceived)) and event.stream_id == stream:
+                    return event
             self.writer.write(self.http2.data_to_send())
 
 
@@ -277,6 +284,28 @@ async def test_connections_that_wait_in_the_backlog_are_served_before_the_end(st
     assert [len(peer.recv(9)) for peer in peers] == [9, 9, 9]  # our SETTINGS frame, not a reset
     for peer in peers:
         peer.close()
+
+
+async def test_log_entries_on_their_way_to_a_stopping_server_are_settled(start):
+    settled = asyncio.Queue()
+    server = await start({access_log.METHOD: access_log.AccessLogService(settled.put_nowait)})
+    message = als_pb2.StreamAccessLogsMessage()
+    message.http_logs.log_entry.add()
+    entry = frame(message.SerializeToString())
+    client = await a_client(server)
+    stream = client.request(access_log.METHOD, entry)
+    await asyncio.wait_for(settled.get(), 10)
+
+    stopping = asyncio.ensure_future(server.stop(10))
+    await client.end_of(stream)
+    client.http2.send_data(stream, entry[:7])
+    client.writer.write(client.http2.data_to_send())
+    client.http2.send_data(stream, entry[7:], end_stream=True)
+    client.writer.write(client.http2.data_to_send())
+
+    await asyncio.wait_for(settled.get(), 10)
+    await asyncio.wait_for(stopping, 10)
+    assert server.held == 0
 
 
 async def test_messages_after_the_end_of_a_call_are_not_delivered(channel, served):

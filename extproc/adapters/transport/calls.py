@@ -54,7 +54,10 @@ class Listener(Protocol):
         ...
 
     def on_drain(self) -> None:
-        """Take that the server is stopping: a call that would go on for ever ends itself."""
+        """Take that the server is stopping: a call that would go on for ever ends itself.
+
+        Messages that were on their way may still come after that end.
+        """
         ...
 
 

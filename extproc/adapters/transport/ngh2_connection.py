@@ -47,7 +47,7 @@ class _Drain(Enum):
 class NgCall:
     """One stream of a connection."""
 
-    __slots__ = ("_connection", "_started", "_stream", "done", "listener", "messages", "timer")
+    __slots__ = ("_connection", "_started", "_stream", "done", "lingers", "listener", "messages", "timer")
 
     def __init__(self, connection: Connection, stream: int) -> None:
         self._connection = connection
@@ -57,6 +57,7 @@ class NgCall:
         self.listener: Listener | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.done = False
+        self.lingers = False  # ended by a drain: its listener still hears what was on its way
 
     def send(self, message: bytes) -> None:
         """Queue one message."""
@@ -169,6 +170,7 @@ class Connection(asyncio.Protocol):
             return
         self._transport = None
         for call in list(self._calls.values()):
+            self.release(call.messages)
             call.lost()
         self._calls.clear()
         self._server.forget(self)
@@ -214,7 +216,7 @@ class Connection(asyncio.Protocol):
 
     def _data(self, event: Any) -> None:
         call = self._calls.get(event.stream_id)
-        if call is None or call.done:
+        if call is None or (call.done and not call.lingers):
             return
         if event.data:
             self._feed(call, event.data)
@@ -243,7 +245,7 @@ class Connection(asyncio.Protocol):
         try:
             call.listener = service.open(call)
             if self._drain is not _Drain.NO:
-                call.listener.on_drain()
+                self._tell_drain(call)
         except Exception:  # noqa: BLE001 - one call's bug is not the connection's
             self._failed(call)
 
@@ -255,6 +257,7 @@ class Connection(asyncio.Protocol):
     def _stream_closed(self, event: Any) -> None:
         call = self._calls.pop(event.stream_id, None)
         if call is not None:
+            self.release(call.messages)
             call.lost()
         if self._drain is _Drain.LAST and not self._calls:
             self.flush_soon()
@@ -272,7 +275,7 @@ class Connection(asyncio.Protocol):
             server.held += pieces.held
             for message in found:
                 listener.on_message(message)
-                if call.done:
+                if call.done and not call.lingers:
                     return
         except FramingError as error:
             self._cut(call, error.status, error.message)
@@ -382,9 +385,13 @@ class Connection(asyncio.Protocol):
         with suppress(ngh2.NGH2Error):  # it is closing already
             self.engine.send_goaway()
         for call in list(self._calls.values()):
-            if call.listener is not None and not call.done:
-                self.guarded(call, call.listener.on_drain)
+            self._tell_drain(call)
         self.flush_soon()
+
+    def _tell_drain(self, call: NgCall) -> None:
+        if call.listener is not None and not call.done:
+            self.guarded(call, call.listener.on_drain)
+            call.lingers = call.done
 
     def abort(self) -> None:
         """End it now."""
