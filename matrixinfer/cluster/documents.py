@@ -29,6 +29,8 @@ _TAG: Final = "tag:yaml.org,2002:"
 _SEXAGESIMAL: Final = re.compile(r"[-+]?[0-9_]+(:[0-9_.]+)+")
 _MOST_NODES: Final = 200_000  # aliases can make a short text as large as one likes
 _MOST_DEPTH: Final = 100
+_LEAST_INTEGER: Final = -(2**63)
+_MOST_INTEGER: Final = 2**63 - 1
 _DEEP_ENOUGH_TO_HARM: Final = 10_000  # characters; libyaml's composer recurses without a bound of its own
 
 
@@ -217,8 +219,10 @@ class _Reader:
             if kind == "bool":
                 return self._construct.construct_yaml_bool(node)
             if kind == "int":
-                return self._construct.construct_yaml_int(node)
-            if kind == "float":
+                whole = self._construct.construct_yaml_int(node)
+                if _LEAST_INTEGER <= whole <= _MOST_INTEGER:
+                    return whole
+            elif kind == "float":
                 number = self._construct.construct_yaml_float(node)
                 if math.isfinite(number):
                     return number

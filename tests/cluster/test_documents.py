@@ -87,6 +87,7 @@ def test_json_is_read_tabs_and_surrogates_included():
         ("a: 1\nb: 2\na: 3\n", 3, "'a' is given twice, first in line 1"),
         ("a:\n\tb: 1\n", 2, "spaces"),
         ("a: .nan\n", 1, "JSON"),
+        ("b: 1\na: 99999999999999999999\n", 2, "JSON"),
         ("a: !!python/object:os.system x\n", 1, "!!python"),
         ("a: !!binary aGk=\n", 1, "!!binary"),
         ("? {a: 1}\n: 2\n", 1, "key"),
