@@ -259,7 +259,7 @@ class Director:
     def _remember_end(self, settlement: Settlement) -> None:
         record = self.recent.get(settlement.sent.ticket)
         if record is not None:
-            record.settlement = settlement
+            record.settlement = settlement._replace(chain=())  # long prompts have thousands of blocks
 
 
 def explanation(record: Record) -> str:

@@ -41,7 +41,7 @@ SHAPES: Final[dict[str, Shape]] = {
     "/v1/completions": Shape(Api.COMPLETIONS, needs=("prompt", "prompt_embeds"), prefix=("prompt",), usage=True),
     "/v1/embeddings": Shape(Api.EMBEDDINGS, needs=("input", "messages"), prefix=("messages", "input")),
     "/v1/responses": Shape(
-        Api.RESPONSES, needs=("input", "previous_response_id", "prompt"), prefix=("tools", "instructions", "input")
+        Api.RESPONSES, needs=("input", "previous_response_id"), prefix=("tools", "instructions", "input")
     ),
     "/v1/messages": _MESSAGES,
     "/v1/messages/count_tokens": Shape(Api.NATIVE, needs=("messages",), prefix=()),
