@@ -16,7 +16,7 @@ def as_messages(body: bodies.Body) -> list[dict[str, Any]]:
     """Give the conversation that `instructions` and `input` describe."""
     given = body.get("input")
     if "input" not in body:
-        raise missing("input", body)
+        raise missing("input", {**body, "request_id": None})  # vLLM adds a field before it validates, and counts it
     messages: list[dict[str, Any]] = []
     instructions = bodies.text(body, "instructions")
     if instructions:

@@ -297,7 +297,7 @@ def refused(kind: str, field: str, message: str, given: str) -> str:
         (CHAT, {"model": 5, "messages": HELLO}, "body.model",
          refused("string_type", "model", "Input should be a valid string", "5")),
         (CHAT, "", "body", "1 validation error:\n  {'type': 'missing', 'loc': 'body', 'msg': 'Field required', 'input': 'None'}"),
-        (CHAT, {"messages": [{"role": "user", "content": "word " * 60_000}]}, "input_tokens",
+        (CHAT, {"messages": [{"role": "user", "content": "word " * 5000}]}, "input_tokens",
          ("This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097 input tokens, which "
          "exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
          "(parameter=input_tokens, value=4097)")),
@@ -315,7 +315,7 @@ def refused(kind: str, field: str, message: str, given: str) -> str:
         (COMPLETION, {"prompt": "x", "stop": ""}, None, "stop cannot contain an empty string."),
         (COMPLETION, {"prompt": "x", "temperature": "hot"}, "body.temperature",
          refused("float_parsing", "temperature", "Input should be a valid number, unable to parse string as a number", "hot")),
-        ("/v1/responses", {}, "body.input", refused("missing", "input", "Field required", "<dict of 1 items>")),
+        ("/v1/responses", {}, "body.input", refused("missing", "input", "Field required", "<dict of 2 items>")),
         ("/v1/load_lora_adapter", {"lora_path": "x"}, "body.lora_name",
          refused("missing", "lora_name", "Field required", "<dict of 2 items>")),
     ],
