@@ -169,7 +169,7 @@ class _Picker:
                 await serving.serve(f"0.0.0.0:{args.health_port}", self._health.methods(), transport=args.transport)
             )
         self._health.set_ready(ready=True)
-        _tame_collector()
+        _settle_memory()
         _LOG.info("serving", extra={"addresses": [server.address for server in servers]})
         await stop.wait()
         _LOG.info("stopping", extra={"open": len(self._world.ledger)})
@@ -243,15 +243,14 @@ def _index(current: config.Config) -> PrefixIndex:
     return PrefixIndex(per_endpoint=current.prefix.lru_capacity_per_server)
 
 
-def _tame_collector() -> None:
-    """Let the cycle collector run seldom: requests leave no cycles behind, and what was built at the start stays.
+def _settle_memory() -> None:
+    """Keep what was built at the start out of the cycle collector's sight.
 
-    By default it looks at the youngest objects every 700 allocations (ten times a request here), and sometimes at
-    everything. Frozen objects are never looked at again.
+    A full collection over the modules, message classes and models of a started picker takes some 60 ms, in which every
+    request waits; over what requests leave behind it takes next to nothing. Thresholds made no measurable difference.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 async def _kept_up(name: str, work: Callable[[], Awaitable[None]]) -> None:

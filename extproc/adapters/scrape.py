@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import aiohttp
@@ -69,7 +69,6 @@ class Counts:
     pages: int = 0
     failures: int = 0
     unreadable: int = 0  # pages without a metric that we know
-    by_error: dict[str, int] = field(default_factory=dict)
 
 
 class Scraper:
@@ -213,8 +212,6 @@ class Scraper:
     def _missed(self, address: str, target: _Target, error: Exception) -> None:
         """Count a failure; after some in a row the endpoint is avoided until shortly after the next question."""
         self.counts.failures += 1
-        kind = type(error).__name__
-        self.counts.by_error[kind] = self.counts.by_error.get(kind, 0) + 1
         target.misses += 1
         if target.misses < self._pace.misses:
             return
@@ -222,7 +219,7 @@ class Scraper:
         endpoint = None if row is None else self._table.endpoints[row]
         if row is not None and endpoint is not None:
             if target.misses == self._pace.misses and endpoint.ready:  # one that starts is silent for long
-                _LOG.warning("an engine does not answer", extra={"endpoint": address, "error": kind})
+                _LOG.warning("an engine does not answer", extra={"endpoint": address, "error": type(error).__name__})
             until = self._clock() + 2 * self._pace.idle_s + self._pace.timeout_s
             self._table.avoid_until[row] = max(self._table.avoid_until[row], until)
 

@@ -95,7 +95,9 @@ class WorldView:
 
     def rebuild(self) -> None:
         """Bring table, pools and routes in step with what was seen."""
-        self._pending = None
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending = None
         servers: list[networking.ModelServer] = list(self._seen[kinds.MODEL_SERVER.kind].values())
         members, pools = self._gathered(servers)
         self._update_table(members)

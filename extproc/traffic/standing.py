@@ -35,8 +35,11 @@ class Standing:
         """Avoid `address` for a while; does nothing if it is not in the table."""
         row = self._table.row(address)
         if row is None:
-            self._strikes.pop(address, None)
             return
+        if len(self._strikes) > len(self._table):  # of endpoints that left
+            self._strikes = {
+                each: strikes for each, strikes in self._strikes.items() if self._table.row(each) is not None
+            }
         before = self._strikes.get(address)
         count = 1
         if before is not None:
