@@ -61,18 +61,13 @@ class Engine:
             self._timer = self._loop.call_soon(self._turn)
 
     def abort(self, sequences: Iterable[batch.Sequence]) -> None:
-        """Drop sequences; their memory is free at once."""
-        now = self._clock()
+        """Drop sequences; their memory is free at once. As in vLLM, no metric of finished requests counts them."""
         for sequence in sequences:
-            if sequence.finish is None:
-                self.state.abort(sequence)
-                self._report(sequence, now)
+            self.state.abort(sequence)
 
     def reset_prefix_cache(self) -> bool:
-        """Forget all prefixes, unless requests run."""
-        done = self.state.blocks.clear()
-        self._tell_events()
-        return done
+        """Forget all prefixes, unless requests run. Subscribers hear of it with the next step, as in vLLM."""
+        return self.state.blocks.clear()
 
     def _turn(self) -> None:
         self._timer = None

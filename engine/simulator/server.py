@@ -174,6 +174,8 @@ class Connection(asyncio.Protocol):
             reply.ended = True
             if reply.gone is not None:
                 reply.gone()
+            if reply.started:
+                self.server.observe(reply)
         self.server.left()
 
     def data_received(self, data: bytes) -> None:

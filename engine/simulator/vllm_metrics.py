@@ -238,7 +238,7 @@ class EngineMetrics:
         self.ttft.observe(one, now - sequence.arrived)
 
     def finished(self, sequence: batch.Sequence, now: float, *, n: int, max_tokens: int | None) -> None:
-        """Count a sequence in that is done, or was dropped."""
+        """Count a sequence in that has run to its end."""
         one = self.one
         self.success.add((*one, ("finished_reason", sequence.finish or "error")))
         if sequence.admitted is None or sequence.first_token is None:

@@ -297,6 +297,9 @@ def test_a_client_that_leaves_frees_its_place_at_once():
         state = until(lambda: (s := simulator.control("/sim/state"))["running"] == 0 and s)
         entry = simulator.control("/sim/requests")["requests"][-1]
 
+        success = 'vllm:request_success_total{engine="0",finished_reason="abort",model_name="demo"}'
+        requests = 'http_requests_total{handler="/v1/chat/completions",method="POST",status="2xx"}'
+        assert (metric(simulator, success), metric(simulator, requests)) == (0, 1)
         assert state["free_blocks"] == state["blocks"]
         assert entry["end"] == "abort"
         assert entry["generated_tokens"] >= 1
