@@ -38,20 +38,29 @@ async def test_routes_clusters_and_endpoints_change_under_load_without_a_failed_
     assert set(statuses) == {200}
 
 
-async def test_what_envoy_refuses_is_reported_and_the_last_good_configuration_stays():
+def a_model(name, **rule):
+    return ir.Model(name, (ir.Rule((ir.Share("default", "demo", 1),), **rule),))
+
+
+async def test_what_envoy_refuses_is_left_out_and_named_and_the_rest_is_served():
     async with running() as stack:
-        stack.pick(0)
-        broken = ir.Model(
-            "broken", (ir.Rule((ir.Share("default", "demo", 1),), path=ir.TextMatch(ir.Match.REGEX, "(")),)
-        )
+        broken = a_model("broken", path=ir.TextMatch(ir.Match.REGEX, "("))
 
-        refused = await stack.apply(models=(*stack.config.models, broken))
-        during = await stack.envoy.request()
-        healed = await stack.apply(models=())
+        refused = await stack.apply(models=(a_model("demo"), a_model("new"), broken, a_model("newer")))
+        await stack.picker.stop()
+        answers = {
+            name: (await stack.envoy.request(body=b'{"model":"%s"}' % name.encode())).status
+            for name in ("demo", "new", "newer", "broken")
+        }
+        again = await stack.apply(backends=(demo(stack.engines[:1]),))
+        healed = await stack.apply(models=(a_model("demo"), a_model("broken")))
+        broken_healed = await stack.envoy.request(body=b'{"model":"broken"}')
 
+    assert [(refusal.models, refusal.backends) for refusal in refused.refusals] == [({"broken"}, set())]
     assert "missing )" in refused.refusals[0].message
-    assert during.status == 200
-    assert healed.refusals == ()
+    assert answers == {"demo": 200, "new": 200, "newer": 200, "broken": 404}
+    assert again.refusals == refused.refusals
+    assert (healed.refusals, broken_healed.status) == ((), 200)
 
 
 async def test_an_endpoint_that_envoy_refuses_is_traced_to_its_modelserver():
