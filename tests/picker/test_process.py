@@ -145,3 +145,16 @@ async def _endpoint(picker, address, **wanted):
 async def _avoided(picker, address, *, wanted=True):
     found = await _endpoint(picker, address)
     return (found["avoided_for_s"] > 0) == wanted
+
+
+async def test_without_an_access_log_the_stream_settles():
+    async with a_picker(flags=("--follow",)) as picker:
+        await picker.ask(CHAT)
+
+        await eventually(lambda: _counted(picker, 'matrixinfer_ledger_total{event="settled"} 1.0'))
+        assert await _counted(picker, "matrixinfer_ledger_open 0.0")
+
+
+async def _counted(picker, line):
+    _, metrics = await picker.get("/metrics", what="metrics")
+    return line in metrics
