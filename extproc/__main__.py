@@ -17,6 +17,7 @@ import secrets
 import signal
 import sys
 import time
+from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -215,6 +216,15 @@ class _Picker:
         yield telemetry.counter("matrixinfer_world_rebuilds", "Rebuilds they caused.", {(): self._view.rebuilds})
         yield telemetry.gauge(
             "matrixinfer_resource_problems", "Resources that cannot be used.", len(self._view.problems)
+        )
+        unmet: Counter[telemetry.Labels] = Counter(
+            (label.partition(" ")[0], condition) for label, types in self._view.unmet.items() for condition in types
+        )
+        yield telemetry.labelled_gauge(
+            "matrixinfer_resource_conditions_unmet",
+            "Resources by condition that is False; Programmed: Envoy refused what was made of them.",
+            unmet,
+            ("kind", "condition"),
         )
         yield telemetry.counter(
             "matrixinfer_scrapes",

@@ -46,6 +46,11 @@ class Counter:
         """Count."""
         self.values[labels] += amount
 
+    def forget(self, known: Callable[[str], bool]) -> None:
+        """Drop the counts whose first label is not known (any more): labels stay bounded as pods come and go."""
+        for labels in [labels for labels in self.values if not known(labels[0])]:
+            del self.values[labels]
+
     def family(self) -> Metric:
         """Return the metric as Prometheus wants it."""
         return _family(CounterMetricFamily, self._name, self._says, self._labels, self.values.items())
@@ -102,6 +107,12 @@ class Telemetry:
         self._usage_missing = Counter("matrixinfer_usage_missing", "Answers that told no usage.", ("model",))
         self._bypassed = Counter("matrixinfer_bypassed", "Requests that reached an engine without a decision.", ())
         self._failures = Counter("matrixinfer_endpoint_failures", "Tries that an endpoint failed.", ("endpoint",))
+        self._served = Counter("matrixinfer_endpoint_requests", "Requests that an endpoint answered.", ("endpoint",))
+        self._served_tokens = Counter(
+            "matrixinfer_endpoint_tokens",
+            "Tokens of these; `cached` are the part of `input` that it found in its KV cache.",
+            ("endpoint", "type"),
+        )
         self._decisions = Histogram("matrixinfer_decision_duration_seconds", "Time to decide.", (), _DECISION)
         self._duration = Histogram("matrixinfer_request_duration_seconds", "Whole request.", ("model",), _DURATION)
         self._ttft = Histogram(
@@ -115,7 +126,8 @@ class Telemetry:
             "matrixinfer_prefix_match_ratio", "Share of a prefix expected at its endpoint.", ("model",), _RATIO
         )
         self._families: tuple[Counter | Histogram, ...] = (
-            *(self._requests, self._tokens, self._cached, self._usage_missing, self._bypassed, self._failures),
+            *(self._requests, self._tokens, self._cached, self._usage_missing, self._bypassed),
+            *self._of_endpoints(),
             *(self._decisions, self._duration, self._ttft, self._tpot, self._hits, self._expected),
         )
 
@@ -141,6 +153,7 @@ class Telemetry:
         sent, outcome = settlement.sent, settlement.outcome
         model = (self._label(sent.model),)
         self._requests.add((*model, str(outcome.status) if outcome else "0", settlement.end.value))
+        self._served.add((settlement.served,))  # "" where nobody did: not an endpoint, so never shown
         for address in settlement.failed:
             self._failures.add((address,))
         if sent.blocks:
@@ -157,6 +170,8 @@ class Telemetry:
             return
         self._tokens.add((*model, "input"), prompt or 0)
         self._tokens.add((*model, "output"), completion or 0)
+        for kind, tokens in (("input", prompt), ("output", completion), ("cached", outcome.cached_tokens)):
+            self._served_tokens.add((settlement.served, kind), tokens or 0)
         if prompt and outcome.cached_tokens is not None:
             self._cached.add(model, outcome.cached_tokens)
             self._hits.observe(model, outcome.cached_tokens / prompt)
@@ -165,6 +180,8 @@ class Telemetry:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
+        for counted in self._of_endpoints():
+            counted.forget(lambda address: self._world.table.row(address) is not None)
         for family in self._families:
             yield family.family()
         yield from self._endpoints()
@@ -174,6 +191,9 @@ class Telemetry:
         yield gauge("matrixinfer_prefix_index_pairs", "Pairs of endpoint and block in it.", index.pairs)
         for source in self._sources:
             yield from source()
+
+    def _of_endpoints(self) -> tuple[Counter, ...]:
+        return self._served, self._served_tokens, self._failures
 
     def _label(self, model: str) -> str:
         return model if self._knows(model) else "unknown"
@@ -214,6 +234,11 @@ class Telemetry:
 def gauge(name: str, says: str, value: float) -> Metric:
     """Return a gauge without labels."""
     return GaugeMetricFamily(name, says, value=value)
+
+
+def labelled_gauge(name: str, says: str, values: Mapping[Labels, float], labels: Sequence[str]) -> Metric:
+    """Return a gauge with labels."""
+    return _family(GaugeMetricFamily, name, says, labels, values.items())
 
 
 def counter(name: str, says: str, values: Mapping[Labels, float], labels: Sequence[str] = ()) -> Metric:

@@ -52,6 +52,7 @@ class WorldView:
 
     def __init__(self, world: World, director: Director) -> None:
         self.problems: dict[str, str] = {}  # "Kind namespace/name" -> what is wrong with it
+        self.unmet: dict[str, tuple[str, ...]] = {}  # likewise -> conditions of routes and servers that are False
         self.changes = 0  # told of
         self.rebuilds = 0  # made of them
         self._world = world
@@ -75,6 +76,8 @@ class WorldView:
         name = _name(manifest)
         label = f"{kind.kind} {name[0]}/{name[1]}"
         self.changes += 1
+        if kind != kinds.POD:
+            self.unmet[label] = _unmet(manifest)
         try:
             parsed = _TYPES[kind.kind].model_validate(manifest)
         except ValidationError as error:
@@ -88,8 +91,10 @@ class WorldView:
     def drop(self, kind: kinds.Kind, manifest: Mapping[str, Any]) -> None:
         """Take an object's deletion."""
         name = _name(manifest)
+        label = f"{kind.kind} {name[0]}/{name[1]}"
         self.changes += 1
-        self.problems.pop(f"{kind.kind} {name[0]}/{name[1]}", None)
+        self.problems.pop(label, None)
+        self.unmet.pop(label, None)
         if self._seen[kind.kind].pop(name, None) is not None:
             self._soon()
 
@@ -160,6 +165,11 @@ def _member(server: networking.ModelServer, pod: core.Pod, address: str) -> _Mem
 def _name(manifest: Mapping[str, Any]) -> Name:
     meta = manifest.get("metadata") or {}
     return str(meta.get("namespace", "")), str(meta.get("name", ""))
+
+
+def _unmet(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    conditions = (manifest.get("status") or {}).get("conditions") or ()
+    return tuple(str(each.get("type")) for each in conditions if each.get("status") == "False")
 
 
 def _problem(error: ValidationError) -> str:

@@ -118,3 +118,20 @@ def test_a_log_line_is_json_with_its_extras():
 
     assert (line["message"], line["level"], line["request_id"]) == ("it broke", "error", "r-1")
     assert "ValueError: why" in line["exception"]
+
+
+def test_endpoints_are_counted_as_long_as_they_are_there():
+    stage = Counting()
+    outcome = an_outcome(stage.desk.decide(a_chat("hi")))
+    stage.desk.settle(outcome._replace(prompt_tokens=100, completion_tokens=11, cached_tokens=25))
+
+    assert stage.value("matrixinfer_endpoint_requests_total", endpoint=outcome.endpoint) == 1
+    tokens = {
+        kind: stage.value("matrixinfer_endpoint_tokens_total", endpoint=outcome.endpoint, type=kind)
+        for kind in ("input", "output", "cached")
+    }
+    assert tokens == {"input": 100, "output": 11, "cached": 25}
+
+    stage.table.remove(outcome.endpoint)
+
+    assert stage.value("matrixinfer_endpoint_requests_total", endpoint=outcome.endpoint) is None
