@@ -15,12 +15,11 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from matrixinfer.local.stack import Stack, StackConfig
-
 from bench import load, plain_envoy, processes, table
+from matrixinfer.local.stack import Config, Stack
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 PATH = "/v1/chat/completions"
@@ -83,9 +82,10 @@ def stub_engines(hosts: list[str]) -> Iterator[int]:
 @asynccontextmanager
 async def gateway(hosts: list[str]) -> AsyncIterator[Stack]:
     """Run the stack before engines on `hosts`."""
-    config = StackConfig(engines=tuple(f"http://{host}:{PORT}" for host in hosts), port=0, admin_port=0, metrics_port=0)
+    engines = tuple(f"http://{host}:{PORT}" for host in hosts)
+    config = Config(engines=engines, port=0, admin_port=0, metrics_port=0, envoy_workers=1, log_level="warning")
     async with Stack(config) as stack:
-        await stack.wait_ready()
+        await stack.ready()
         yield stack
 
 
@@ -116,7 +116,8 @@ async def requests(folder: Path, *, rounds: int) -> None:
                 alone, ours = [], []
                 for _ in range(rounds):
                     alone.append(await run_round(plain_url, case, plain, None))
-                    ours.append(await run_round(stack.url, case, stack.envoy_pid, stack.picker_pid))
+                    pids = stack.pids()
+                    ours.append(await run_round(stack.url, case, pids["envoy"], pids["picker"]))
                 rows += [_row(case, "Envoy alone", alone), _row(case, "Envoy + picker", ours)]
             head = ("case", "", "req/s", "Envoy us", "picker us", "p50 ms", "p99 ms", "not 200")
             table.show("CPU per request and latency (first byte of the body)", head, rows)
@@ -154,19 +155,11 @@ async def idle(*, seconds: float) -> None:
                 await asyncio.sleep(seconds)
                 wall, after = time.perf_counter() - start, _both(stack)
                 cores = [(b - a) / wall for a, b in zip(before, after, strict=True)]
-                memory = f"{processes.rss_mib(stack.picker_pid):.0f}"
+                memory = f"{processes.rss_mib(stack.pids['picker']):.0f}"
                 rows.append((str(count), f"{cores[1]:.3f}", f"{cores[0]:.3f}", memory))
     table.show("Idle", ("endpoints", "picker cores", "Envoy cores", "picker MiB"), rows)
 
 
 def _both(stack: Stack) -> tuple[float, float]:
-    return processes.cpu_s(stack.envoy_pid), processes.cpu_s(stack.picker_pid)
-
-
-def run(measure: Callable[[], Awaitable[None]]) -> None:
-    """Run one measurement on its own loop."""
-
-    async def main() -> None:
-        await measure()
-
-    asyncio.run(main())
+    pids = stack.pids()
+    return processes.cpu_s(pids["envoy"]), processes.cpu_s(pids["picker"])

@@ -187,14 +187,21 @@ class Pool:
 
 
 async def open_loop(  # noqa: PLR0913 - the knobs of one load point
-    url: str, source: RequestSource, *, rate: float, seconds: float, seed: int = 1, keep_body: bool = False
+    url: str,
+    source: RequestSource,
+    *,
+    rate: float,
+    seconds: float,
+    seed: int = 1,
+    keep_body: bool = False,
+    until: asyncio.Event | None = None,
 ) -> list[Sample]:
-    """Send `rate` requests a second for `seconds`; waits for the last answer."""
+    """Send `rate` requests a second for `seconds`, or until `until` is set; waits for the last answer."""
     chance = random.Random(seed)
     pool = Pool(url, keep_body=keep_body)
     running: list[asyncio.Task[Sample]] = []
     start = due = time.perf_counter()
-    while (due := due + chance.expovariate(rate)) - start <= seconds:
+    while (due := due + chance.expovariate(rate)) - start <= seconds and not (until and until.is_set()):
         delay = due - time.perf_counter()
         if delay > 0:
             await asyncio.sleep(delay)

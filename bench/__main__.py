@@ -1,0 +1,30 @@
+"""`make bench`, or `python -m bench [SECTION ...]`: all sections, or those named."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from pathlib import Path
+
+from bench import gateway
+
+SECTIONS = ("requests", "idle", "routing")
+
+
+def main() -> None:
+    """Run the sections in order."""
+    parser = argparse.ArgumentParser(prog="bench", description="Measures the gateway, side by side in one run.")
+    parser.add_argument("section", nargs="*", choices=[[], *SECTIONS], help="default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each load; figures are medians")
+    options = parser.parse_args()
+    sections = options.section or SECTIONS
+    with tempfile.TemporaryDirectory() as folder:
+        if "requests" in sections:
+            asyncio.run(gateway.requests(Path(folder), rounds=options.rounds))
+        if "idle" in sections:
+            asyncio.run(gateway.idle(seconds=20))
+
+
+if __name__ == "__main__":
+    main()
