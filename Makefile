@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What Envoy loads besides itself; `matrixinfer up` looks here.
 MODULES := $(VENV)/lib/matrixinfer
-MODULE := $(MODULES)/libstream_error.so
+MODULE := $(MODULES)/libmatrixinfer.so
 READY := $(STAMP) $(MODULE)
 
 .PHONY: run test check bench fmt generate lock test-engines clean
@@ -56,7 +56,7 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	@touch $(STAMP)
 
 CFLAGS := -std=c11 -Wall -Wextra -O2 -shared -fPIC
-$(MODULES)/lib%.so: envoy/modules/%.c | $(STAMP)
+$(MODULE): envoy/modules/response.c | $(STAMP)
 	@mkdir -p $(MODULES)
 	@if command -v cc >/dev/null; then set -x; cc $(CFLAGS) -o $@ $<; else set -x; \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-compiler.lock && \

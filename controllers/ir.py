@@ -124,7 +124,7 @@ class Gateway:
     listeners: tuple[Listener, ...]
     picker: Picker
     limits: Limits = field(default_factory=Limits)
-    stream_errors: bool = False  # Envoy finds the module that ends a broken stream with an error event
+    module: bool = False  # Envoy finds our module (envoy/modules); without it Lua watches answers, and cannot end one
     access_log: str = ""  # a file for one JSON line a request; "-" for standard output; "" for none
 
 

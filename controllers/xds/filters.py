@@ -80,7 +80,7 @@ SOURCES = Path(__file__).resolve().parents[2] / "envoy"
 MODEL_LUA = SOURCES / "model.lua"
 RESPONSE_LUA = SOURCES / "response.lua"
 OURS = "x-matrixinfer-"
-STREAM_ERROR = "stream_error"  # envoy/modules/stream_error.c
+MODULE = "matrixinfer"  # libmatrixinfer.so, of envoy/modules/response.c
 
 
 def door() -> TypedExtensionConfig:
@@ -111,8 +111,10 @@ def but(word: str) -> str:
 
 def filters(gateway: ir.Gateway) -> list[HttpFilter]:
     """Write the chain; on an answer it runs from the last to the first."""
-    chain = [_filter(STREAM_ERROR, _stream_error())] if gateway.stream_errors else []
-    chain.append(_filter(EXT_PROC, _ask_the_picker(gateway.picker)))
+    chain = [
+        _filter("matrixinfer.response", _watch_answers() if gateway.module else _lua(RESPONSE_LUA)),
+        _filter(EXT_PROC, _ask_the_picker(gateway.picker)),
+    ]
     if gateway.picker.fail_open:
         chain += [
             _filter("matrixinfer.model", _unless_picked("envoy.filters.http.json_to_metadata", _read_model())),
@@ -120,7 +122,6 @@ def filters(gateway: ir.Gateway) -> list[HttpFilter]:
         ]
     return [
         *chain,
-        _filter("envoy.filters.http.lua", _lua(RESPONSE_LUA)),
         _filter("envoy.filters.http.router", Router(suppress_envoy_headers=True)),
     ]
 
@@ -165,10 +166,9 @@ def _ask_the_picker(picker: ir.Picker) -> ExternalProcessor:
     )
 
 
-def _stream_error() -> DynamicModuleFilter:
-    # First, so that what it sends of its own goes by no filter of ours.
+def _watch_answers() -> DynamicModuleFilter:
     return DynamicModuleFilter(
-        dynamic_module_config=DynamicModuleConfig(name=STREAM_ERROR, do_not_close=True), filter_name=STREAM_ERROR
+        dynamic_module_config=DynamicModuleConfig(name=MODULE, do_not_close=True), filter_name="response"
     )
 
 

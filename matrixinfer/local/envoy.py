@@ -86,6 +86,11 @@ def bootstrap(template: str, sockets: Sockets) -> str:
     return template
 
 
+def has_module() -> bool:
+    """Tell whether set-up has built what Envoy is to load."""
+    return (MODULES / "libmatrixinfer.so").exists()
+
+
 def command(binary: str, *, sockets: Sockets, log: Path, log_level: str, workers: int) -> Command:
     """Write the start-up file; returns the command line. Each stack's Envoy is alone: it shares no memory with another."""
     file = sockets.folder / "envoy.yaml"

@@ -154,13 +154,16 @@ class Stack:
         problem = "nothing has been asked yet"
         try:
             async with asyncio.timeout(within_s):
-                while problem := await readiness.gateway_problem(self.url, self._http, self._envoy_admin):  # noqa: ASYNC110 - Envoy announces nothing
+                while problem := await self._problem():  # noqa: ASYNC110 - Envoy announces nothing
                     await asyncio.sleep(LOOK_EVERY_S)
         except TimeoutError:
             why = await readiness.explain(
                 self.cluster, self.node, self._services, [str(item) for item in self.findings]
             )
             raise NotReady(f"cannot serve after {within_s:g} s: {problem}\n{why}".rstrip()) from None
+
+    async def _problem(self) -> str:
+        return await readiness.gateway_problem(self.cluster, self.url, through_url=self._http, admin=self._envoy_admin)
 
     async def _start(self) -> None:
         config, cleanup = self.config, self._cleanup
@@ -208,6 +211,7 @@ class Stack:
             listeners=(ir.Listener("gateway", self.config.bind, self.port),),
             picker=ir.Picker(ir.Address(path=str(self.sockets.picker)), fail_open=self.config.fail_open),
             limits=ir.Limits(body_bytes=self.config.max_body_bytes),
+            module=envoy.has_module(),
         )
         gateway_loop = await asyncio.to_thread(_control_plane)
         loop = await self._cleanup.enter_async_context(gateway_loop(self.cluster, gateway, f"unix:{self.sockets.xds}"))

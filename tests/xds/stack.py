@@ -444,6 +444,11 @@ class Stack:
     engines: list[Engine]
     config: ir.IR
 
+    @property
+    def module(self) -> bool:
+        """Whether our module watches answers, instead of Lua."""
+        return self.config.gateway.module
+
     def pick(self, *engines: int, **more: Any) -> None:
         """Let the picker answer these engines, best first."""
         chosen = ",".join(self.engines[number].address for number in engines)

@@ -1,0 +1,465 @@
+/* Watches answers on their way to the client: stamps the first token, reads `usage`, hides usage that only the picker
+ * asked for, and ends a broken event stream with an error event.
+ *
+ * Envoy's Lua does the first three as well (envoy/response.lua, used where no module can be loaded) at many times the
+ * cost per chunk. The last one nothing that ships with Envoy can do: when an engine dies after its response has begun,
+ * the client's stream is reset, and only a module's local_reply hook is asked before. It sends a last event that OpenAI
+ * and Anthropic clients raise as an API error; Envoy then ends the stream as it would have.
+ *
+ * Envoy loads it as libmatrixinfer.so from ENVOY_DYNAMIC_MODULES_SEARCH_PATH (filter name: response). The declarations
+ * are those of Envoy's dynamic module ABI v0.2.0 that it uses. No state outside the stream, so no locks.
+ *
+ * Metadata read:    matrixinfer          usage_chunks: hide-all | hide-running
+ * Metadata written: matrixinfer.usage    prompt_tokens, completion_tokens, cached_tokens, model
+ *                   matrixinfer.timing   first_token_ms: ms since the epoch
+ * They are written once, when the stream is over and before it is logged: also if an engine died or a client left.
+ *
+ * Bytes are searched, not parsed. That is safe because within a JSON string every quote is escaped: the bytes "usage"
+ * with both quotes, a colon and a brace behind them, can only be a key.
+ */
+#define _GNU_SOURCE
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+typedef struct {
+  const char *ptr;
+  size_t length;
+} text;
+
+/* ---- Envoy's side of the ABI */
+enum { REQUEST_HEADER = 0, RESPONSE_HEADER = 2 };
+enum { RECEIVED_RESPONSE_BODY = 2 };
+enum { DYNAMIC = 0 };
+enum { CONTINUE = 0 };
+
+bool envoy_dynamic_module_callback_http_get_header(void *envoy, int type, text key, text *value, size_t index,
+                                                   size_t *count);
+bool envoy_dynamic_module_callback_http_get_metadata_string(void *envoy, int source, text space, text key, text *value);
+void envoy_dynamic_module_callback_http_set_dynamic_metadata_number(void *envoy, text space, text key, double value);
+void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *envoy, text space, text key, text value);
+size_t envoy_dynamic_module_callback_http_get_body_chunks_size(void *envoy, int body);
+bool envoy_dynamic_module_callback_http_get_body_chunks(void *envoy, int body, text *chunks);
+bool envoy_dynamic_module_callback_http_drain_body(void *envoy, int body, size_t bytes);
+bool envoy_dynamic_module_callback_http_append_body(void *envoy, int body, text data);
+size_t envoy_dynamic_module_callback_http_get_body_size(void *envoy, int body);
+void envoy_dynamic_module_callback_http_send_response_data(void *envoy, text data, bool end);
+
+/* ---- bounds */
+enum {
+  LONGEST_USAGE = 16384,  /* a usage object is some 100 bytes; what is longer is something else */
+  LONGEST_EVENT = 1 << 20, /* hiding stops at an event longer than this, rather than hold back more */
+  LONGEST_MODEL = 256,
+  UNKNOWN = -1,
+};
+
+typedef struct {
+  char *data;
+  size_t length, room;
+} bytes;
+
+typedef struct {
+  bool anthropic;                    /* the client speaks /v1/messages */
+  bool watched;                      /* JSON or an event stream, successful, not compressed */
+  bool open;                         /* an event stream has begun and not ended */
+  bool written;                      /* the metadata is */
+  enum { ALL, HIDE_RUNNING, HIDE_ALL } mode;
+  double first_token_ms;             /* 0: no byte of the body yet */
+  int64_t prompt, completion, cached;
+  size_t model_length;
+  char model[LONGEST_MODEL];
+  bytes carry;                       /* the end of the last chunk: an unfinished event, or what may be a key cut in two */
+  bytes out;                         /* what replaces a chunk */
+} stream;
+
+#define TEXT(literal) ((text){literal, sizeof(literal) - 1})
+
+/* ---- bytes */
+static bool add(bytes *to, const char *from, size_t length) {
+  if (to->length + length > to->room) {
+    size_t room = to->room ? to->room : 512;
+    while (room < to->length + length) room *= 2;
+    char *data = realloc(to->data, room);
+    if (data == NULL) return false;
+    to->data = data, to->room = room;
+  }
+  if (length) memcpy(to->data + to->length, from, length);
+  to->length += length;
+  return true;
+}
+
+static const char *find(const char *from, const char *end, text word) {
+  return from < end ? memmem(from, (size_t)(end - from), word.ptr, word.length) : NULL;
+}
+
+static const char *spaces(const char *from, const char *end) {
+  while (from < end && (*from == ' ' || *from == '\t' || *from == '\n' || *from == '\r')) from++;
+  return from;
+}
+
+static bool starts(text value, text prefix) {
+  return value.length >= prefix.length && memcmp(value.ptr, prefix.ptr, prefix.length) == 0;
+}
+
+/* ---- JSON, as far as it takes */
+
+/* The end of the object that begins at `from`; NULL if it is not complete. */
+static const char *object_end(const char *from, const char *end) {
+  int depth = 0;
+  bool quoted = false;
+  for (; from < end; from++) {
+    if (quoted) {
+      if (*from == '\\') from++;
+      else if (*from == '"') quoted = false;
+    } else if (*from == '"') {
+      quoted = true;
+    } else if (*from == '{') {
+      depth++;
+    } else if (*from == '}' && --depth == 0) {
+      return from + 1;
+    }
+  }
+  return NULL;
+}
+
+/* The number at `key` (with its quotes) in the object; UNKNOWN if there is none. */
+static int64_t number(const char *from, const char *end, text key) {
+  for (const char *at = from; (at = find(at, end, key)) != NULL;) {
+    at = spaces(at + key.length, end);
+    if (at == end || *at != ':') continue;
+    at = spaces(at + 1, end);
+    if (at == end || *at < '0' || *at > '9') continue;
+    int64_t value = 0;
+    for (; at < end && *at >= '0' && *at <= '9' && value < (int64_t)1 << 53; at++) value = value * 10 + (*at - '0');
+    return value;
+  }
+  return UNKNOWN;
+}
+
+static void keep(int64_t *value, int64_t seen) {
+  if (seen != UNKNOWN) *value = seen;
+}
+
+static int64_t counted(int64_t value) { return value == UNKNOWN ? 0 : value; }
+
+/* Normalises one usage object. Chat and completions count cached tokens into the prompt; so does Responses; Anthropic
+ * counts what was read from and written to the cache apart from the input. */
+static void record(stream *self, const char *from, const char *end) {
+  int64_t prompt = number(from, end, TEXT("\"prompt_tokens\""));
+  keep(&self->completion, number(from, end, TEXT("\"completion_tokens\"")));
+  if (prompt == UNKNOWN) {
+    int64_t read = number(from, end, TEXT("\"cache_read_input_tokens\""));
+    int64_t written = number(from, end, TEXT("\"cache_creation_input_tokens\""));
+    prompt = number(from, end, TEXT("\"input_tokens\""));
+    if (prompt != UNKNOWN) prompt += counted(read) + counted(written);
+    keep(&self->completion, number(from, end, TEXT("\"output_tokens\"")));
+    keep(&self->cached, read);
+  }
+  keep(&self->prompt, prompt);
+  keep(&self->cached, number(from, end, TEXT("\"cached_tokens\"")));
+}
+
+static void read_model(stream *self, const char *from, const char *end) {
+  static const text key = {"\"model\"", 7};
+  for (const char *at = from; self->model_length == 0 && (at = find(at, end, key)) != NULL;) {
+    at = spaces(at + key.length, end);
+    if (at == end || *at != ':') continue;
+    at = spaces(at + 1, end);
+    if (at == end || *at != '"') continue;
+    at++;
+    const char *stop = memchr(at, '"', (size_t)(end - at));
+    if (stop != NULL && stop - at < LONGEST_MODEL && memchr(at, '\\', (size_t)(stop - at)) == NULL) {
+      self->model_length = (size_t)(stop - at);
+      memcpy(self->model, at, self->model_length);
+    }
+  }
+}
+
+typedef struct {
+  const char *key, *from, *end; /* the key, its object; from is NULL if there is none, end NULL if it is cut */
+} usage;
+
+static const text USAGE = {"\"usage\"", 7};
+
+static usage next_usage(const char *from, const char *end) {
+  for (const char *at = from; (at = find(at, end, USAGE)) != NULL;) {
+    const char *key = at;
+    at = spaces(at + USAGE.length, end);
+    if (at == end) return (usage){key, at, NULL};
+    if (*at != ':') continue;
+    at = spaces(at + 1, end);
+    if (at == end) return (usage){key, at, NULL};
+    if (*at == '{') return (usage){key, at, object_end(at, end)};
+  }
+  return (usage){NULL, NULL, NULL};
+}
+
+/* ---- an answer that is passed on as it is */
+
+/* Records what is in `from`..`end`; returns from where on it must be seen again together with what follows. */
+static const char *observe(stream *self, const char *from, const char *end) {
+  const char *start = from;
+  if (self->model_length == 0) read_model(self, from, end);
+  for (usage at; (at = next_usage(from, end)).key != NULL; from = at.end) {
+    if (at.end == NULL) return end - at.key < LONGEST_USAGE ? at.key : end;
+    record(self, at.from, at.end);
+  }
+  if (start < end && end[-1] == '\n') return end; /* an event ended: no word is cut */
+  size_t word = self->model_length == 0 ? LONGEST_MODEL + 16 : USAGE.length - 1;
+  const char *tail = (size_t)(end - from) < word ? from : end - word;
+  return tail;
+}
+
+/* ---- an answer whose usage is hidden */
+
+/* The end of the last complete event; `from` if there is none. An event ends with an empty line. */
+static const char *last_event(const char *from, const char *end) {
+  for (const char *at = end; at - from >= 2; at--)
+    if (at[-1] == '\n' && (at[-2] == '\n' || (at - from >= 3 && at[-2] == '\r' && at[-3] == '\n'))) return at;
+  return from;
+}
+
+static const char *event_end(const char *from, const char *end) {
+  for (const char *at = from; (at = memchr(at, '\n', (size_t)(end - at))) != NULL;) {
+    at++;
+    if (at < end && *at == '\n') return at + 1;
+    if (at + 1 < end && *at == '\r' && at[1] == '\n') return at + 2;
+  }
+  return end;
+}
+
+static bool no_choices(const char *from, const char *end) {
+  const char *at = find(from, end, TEXT("\"choices\""));
+  if (at == NULL) return false;
+  at = spaces(at + 9, end);
+  if (at == end || *at != ':') return false;
+  at = spaces(at + 1, end);
+  if (at == end || *at != '[') return false;
+  at = spaces(at + 1, end);
+  return at < end && *at == ']';
+}
+
+/* Adds one event to the output, without its usage. */
+static bool hide(stream *self, const char *from, const char *end) {
+  usage at = next_usage(from, end);
+  if (at.end == NULL) return add(&self->out, from, (size_t)(end - from));
+  record(self, at.from, at.end);
+  if (no_choices(from, end)) return self->mode == HIDE_ALL || add(&self->out, from, (size_t)(end - from));
+  const char *before = at.key, *after = at.end;
+  while (before > from && (before[-1] == ' ' || before[-1] == '\t')) before--;
+  if (before > from && before[-1] == ',') {
+    before--;
+  } else {
+    const char *comma = spaces(after, end);
+    if (comma < end && *comma == ',') after = comma + 1;
+  }
+  return add(&self->out, from, (size_t)(before - from)) && add(&self->out, after, (size_t)(end - after));
+}
+
+/* Replaces the chunk of `length` bytes by the output. */
+static void replace(void *envoy, stream *self, size_t length) {
+  envoy_dynamic_module_callback_http_drain_body(envoy, RECEIVED_RESPONSE_BODY, length);
+  if (self->out.length)
+    envoy_dynamic_module_callback_http_append_body(envoy, RECEIVED_RESPONSE_BODY, (text){self->out.data, self->out.length});
+}
+
+static void rewrite(void *envoy, stream *self, const char *from, const char *end, size_t length, bool last) {
+  bool carried = self->carry.length != 0;
+  const char *stop = last ? end : last_event(from, end);
+  if (self->model_length == 0) read_model(self, from, stop);
+  if (!carried && stop == end && find(from, end, USAGE) == NULL) return; /* the chunk goes on as it is */
+  bool good = true;
+  self->out.length = 0;
+  for (const char *at = from; at < stop && good;) {
+    const char *next = event_end(at, stop);
+    good = hide(self, at, next);
+    at = next;
+  }
+  bytes rest = {NULL, 0, 0};
+  if (end - stop > LONGEST_EVENT) {
+    good = good && add(&self->out, stop, (size_t)(end - stop));
+    self->mode = ALL;
+  } else {
+    good = good && add(&rest, stop, (size_t)(end - stop));
+  }
+  if (good) {
+    replace(envoy, self, length);
+    free(self->carry.data);
+    self->carry = rest;
+  } else {
+    free(rest.data); /* no memory: what came goes on as it is */
+  }
+}
+
+/* ---- what Envoy calls */
+const char *envoy_dynamic_module_on_program_init(void) { return "v0.2.0"; }
+
+const void *envoy_dynamic_module_on_http_filter_config_new(void *envoy, text name, text config) {
+  static const char only = 0; /* nothing to configure: any address but NULL, which would mean a bad configuration */
+  (void)envoy, (void)name, (void)config;
+  return &only;
+}
+
+void envoy_dynamic_module_on_http_filter_config_destroy(const void *config) { (void)config; }
+
+const void *envoy_dynamic_module_on_http_filter_new(const void *config, void *envoy) {
+  (void)config, (void)envoy;
+  stream *self = calloc(1, sizeof(stream));
+  if (self != NULL) self->prompt = self->completion = self->cached = UNKNOWN;
+  return self;
+}
+
+void envoy_dynamic_module_on_http_filter_destroy(stream *self) {
+  if (self == NULL) return;
+  free(self->carry.data);
+  free(self->out.data);
+  free(self);
+}
+
+static bool header(void *envoy, int type, text name, text *value) {
+  return envoy_dynamic_module_callback_http_get_header(envoy, type, name, value, 0, NULL) && value->ptr != NULL;
+}
+
+int envoy_dynamic_module_on_http_filter_request_headers(void *envoy, stream *self, bool end) {
+  text path;
+  (void)end;
+  self->anthropic = header(envoy, REQUEST_HEADER, TEXT(":path"), &path) && starts(path, TEXT("/v1/messages"));
+  return CONTINUE;
+}
+
+int envoy_dynamic_module_on_http_filter_request_body(void *envoy, stream *self, bool end) {
+  (void)envoy, (void)self, (void)end;
+  return CONTINUE;
+}
+
+int envoy_dynamic_module_on_http_filter_request_trailers(void *envoy, stream *self) {
+  (void)envoy, (void)self;
+  return CONTINUE;
+}
+
+int envoy_dynamic_module_on_http_filter_response_headers(void *envoy, stream *self, bool end) {
+  text type, status, other, mode;
+  if (end || !header(envoy, RESPONSE_HEADER, TEXT("content-type"), &type)) return CONTINUE;
+  bool events = starts(type, TEXT("text/event-stream"));
+  self->open = events;
+  self->watched = (events || starts(type, TEXT("application/json"))) &&
+                  header(envoy, RESPONSE_HEADER, TEXT(":status"), &status) && starts(status, TEXT("2")) &&
+                  !header(envoy, RESPONSE_HEADER, TEXT("content-encoding"), &other);
+  if (self->watched && events &&
+      envoy_dynamic_module_callback_http_get_metadata_string(envoy, DYNAMIC, TEXT("matrixinfer"), TEXT("usage_chunks"),
+                                                             &mode)) {
+    if (starts(mode, TEXT("hide-all"))) self->mode = HIDE_ALL;
+    if (starts(mode, TEXT("hide-running"))) self->mode = HIDE_RUNNING;
+  }
+  return CONTINUE;
+}
+
+int envoy_dynamic_module_on_http_filter_response_body(void *envoy, stream *self, bool end) {
+  text few[16], *chunks = few;
+  if (end) self->open = false;
+  if (!self->watched) return CONTINUE;
+  size_t count = envoy_dynamic_module_callback_http_get_body_chunks_size(envoy, RECEIVED_RESPONSE_BODY);
+  if (count > sizeof few / sizeof *few && (chunks = malloc(count * sizeof *chunks)) == NULL) return CONTINUE;
+  if (count && !envoy_dynamic_module_callback_http_get_body_chunks(envoy, RECEIVED_RESPONSE_BODY, chunks)) count = 0;
+  size_t length = 0;
+  for (size_t n = 0; n < count; n++) length += chunks[n].length;
+  if (length && self->first_token_ms == 0) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    self->first_token_ms = (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+  }
+  if (length || (end && self->carry.length)) {
+    const char *from, *stop;
+    size_t held = self->carry.length;
+    bool good = true;
+    if (held == 0 && count == 1) { /* the usual case: one slice, searched where it lies */
+      from = chunks[0].ptr;
+    } else {
+      for (size_t n = 0; n < count && good; n++) good = add(&self->carry, chunks[n].ptr, chunks[n].length);
+      from = self->carry.data;
+    }
+    stop = from + held + length;
+    if (!good) {
+      self->watched = false; /* no memory to look at it: it goes on unseen */
+    } else if (self->mode == ALL) {
+      const char *again = observe(self, from, stop);
+      bytes rest = {NULL, 0, 0};
+      if (add(&rest, again, (size_t)(stop - again))) {
+        free(self->carry.data);
+        self->carry = rest;
+      } else {
+        self->carry.length = 0;
+      }
+    } else {
+      rewrite(envoy, self, from, stop, length, end);
+    }
+  }
+  if (chunks != few) free(chunks);
+  return CONTINUE;
+}
+
+int envoy_dynamic_module_on_http_filter_response_trailers(void *envoy, stream *self) {
+  (void)envoy;
+  self->open = false;
+  return CONTINUE;
+}
+
+/* `details` is Envoy's response code detail, e.g. upstream_reset_after_response_started{connection_termination}. */
+int envoy_dynamic_module_on_http_filter_local_reply(void *envoy, stream *self, uint32_t code, text details,
+                                                    bool reset_imminent) {
+  (void)code, (void)reset_imminent;
+  if (!self->open) return CONTINUE;
+  char event[512], why[128];
+  size_t length = 0;
+  for (size_t i = 0; i < details.length && length < sizeof why - 1; i++) /* only what JSON needs no escape for */
+    if (details.ptr[i] >= ' ' && details.ptr[i] != '"' && details.ptr[i] != '\\') why[length++] = details.ptr[i];
+  why[length] = 0;
+  const char *message = "The engine stopped before the answer was complete; send the request again.";
+  int size = self->anthropic ? snprintf(event, sizeof event,
+                                        "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\","
+                                        "\"message\":\"%s (%s)\"}}\n\n",
+                                        message, why)
+                             : snprintf(event, sizeof event,
+                                        "data: {\"error\":{\"message\":\"%s (%s)\",\"type\":\"upstream_error\","
+                                        "\"param\":null,\"code\":\"stream_interrupted\"}}\n\n",
+                                        message, why);
+  self->open = self->watched = false; /* never twice, and past this filter as it is; the end is Envoy's to send */
+  envoy_dynamic_module_callback_http_send_response_data(envoy, (text){event, (size_t)size}, false);
+  return CONTINUE;
+}
+
+static void write_number(void *envoy, text key, int64_t value) {
+  if (value != UNKNOWN)
+    envoy_dynamic_module_callback_http_set_dynamic_metadata_number(envoy, TEXT("matrixinfer.usage"), key, (double)value);
+}
+
+void envoy_dynamic_module_on_http_filter_stream_complete(void *envoy, stream *self) {
+  if (self->written) return;
+  self->written = true;
+  write_number(envoy, TEXT("prompt_tokens"), self->prompt);
+  write_number(envoy, TEXT("completion_tokens"), self->completion);
+  write_number(envoy, TEXT("cached_tokens"), self->cached);
+  if (self->model_length)
+    envoy_dynamic_module_callback_http_set_dynamic_metadata_string(envoy, TEXT("matrixinfer.usage"), TEXT("model"),
+                                                                   (text){self->model, self->model_length});
+  if (self->first_token_ms > 0)
+    envoy_dynamic_module_callback_http_set_dynamic_metadata_number(envoy, TEXT("matrixinfer.timing"),
+                                                                   TEXT("first_token_ms"), self->first_token_ms);
+}
+
+/* Events that Envoy wants a symbol for and that this module has no use for; their arguments are never looked at. */
+#define UNUSED(event) \
+  void envoy_dynamic_module_on_http_filter_##event(void) {}
+UNUSED(scheduled)
+UNUSED(http_callout_done)
+UNUSED(http_stream_headers)
+UNUSED(http_stream_data)
+UNUSED(http_stream_trailers)
+UNUSED(http_stream_complete)
+UNUSED(http_stream_reset)
+UNUSED(downstream_above_write_buffer_high_watermark)
+UNUSED(downstream_below_write_buffer_low_watermark)
