@@ -186,6 +186,7 @@ class _Picker:
             config=self._settings.described,
             ready=lambda: self._synced,
             registry=telemetry.registry(self._telemetry),
+            refusals=self._desk.refusals,
         )
         for name, host, port, pages in (
             ("admin", "127.0.0.1", self._args.admin_port, True),

@@ -16,8 +16,9 @@ from aiohttp import web
 from extproc.director import described
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
+    from extproc.adapters.desk import Refusal
     from extproc.adapters.world import WorldView
     from extproc.director import Director, Record, World
     from extproc.traffic.ledger import Settlement
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _PAGES: Final = {
     "/endpoints": "every engine: load, what it holds, its standing",
     "/routes": "models, routes and ModelServers, and what is wrong with any of them",
-    "/decisions": "recent decisions, newest first; ?limit=N, ?model=NAME",
+    "/decisions": "recent decisions and refusals, newest first; ?limit=N, ?model=NAME",
     "/decisions/{id}": "one of them, by ticket or x-request-id: candidates, scores, why the winner won, how it ended",
     "/config": "the scheduler's configuration in force",
     "/healthz": "200 once the world is known",
@@ -46,6 +47,7 @@ class Shown:
     config: Callable[[], Mapping[str, Any]]
     ready: Callable[[], bool]
     registry: prometheus_client.CollectorRegistry
+    refusals: Collection[Refusal]  # oldest first
 
 
 def application(shown: Shown, *, pages: bool = True) -> web.Application:
@@ -143,7 +145,13 @@ class _Pages:
             for record in reversed(self._shown.director.recent.values())
             if model is None or record.sent.model == model
         ]
-        return _json({"decisions": [self._line(record) for record in newest[: int(limit)]]})
+        refused = [each for each in reversed(tuple(self._shown.refusals)) if model in (None, each.model)]
+        return _json(
+            {
+                "decisions": [self._line(record) for record in newest[: int(limit)]],
+                "refusals": [self._refusal(each) for each in refused[: int(limit)]],
+            }
+        )
 
     async def decision(self, request: web.Request) -> web.Response:
         wanted = request.match_info["id"]
@@ -151,6 +159,10 @@ class _Pages:
         record = recent.get(wanted)
         if record is None:
             record = next((each for each in reversed(recent.values()) if each.sent.request_id == wanted), None)
+        refused = next((each for each in reversed(tuple(self._shown.refusals)) if each.request_id == wanted), None)
+        if record is None and refused is not None:
+            why = f"no endpoint was chosen: refused with {refused.status} ({refused.reason}): {refused.message}"
+            return _json({"error": why, **self._refusal(refused)}, status=404)
         if record is None:
             return _json(
                 {"error": f"no recent decision with ticket or request id {wanted!r}; the last {len(recent)} are kept"},
@@ -174,6 +186,11 @@ class _Pages:
             "matched_blocks": f"{sent.matched}/{sent.blocks}",
             "end": record.settlement.end.value if record.settlement else "open",
         }
+
+    def _refusal(self, refusal: Refusal) -> dict[str, Any]:
+        document = refusal._asdict()
+        document["s_ago"] = round(self._shown.clock() - document.pop("at"), 2)
+        return {"end": "refused", **document}
 
     def _document(self, record: Record) -> dict[str, Any]:
         document = described(record)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from extproc.errors import Rejection
 from extproc.traffic.ledger import End
 from extproc.types import Outcome
+from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
     from extproc.adapters.telemetry import Telemetry
@@ -20,6 +22,20 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("extproc.requests")
 _SERVER_ERROR: Final = 500
+_REMEMBERED: Final = 256
+_SHOWN: Final = 200  # characters of what a client sent
+
+
+class Refusal(NamedTuple):
+    """A request that was refused, for those who ask why."""
+
+    request_id: str
+    path: str
+    model: str
+    status: int
+    reason: str
+    message: str
+    at: float  # monotonic seconds
 
 
 class _Named(msgspec.Struct):
@@ -34,6 +50,7 @@ class Desk:
 
     def __init__(self, director: Director, telemetry: Telemetry, *, access_log: bool = False) -> None:
         """`access_log`: a line for every request, at info. Without it only what went wrong is written."""
+        self.refusals: deque[Refusal] = deque(maxlen=_REMEMBERED)  # oldest first
         self._director = director
         self._telemetry = telemetry
         self._access_log = access_log
@@ -45,8 +62,7 @@ class Desk:
         try:
             answer = self._director.decide(request)
         except Rejection as rejection:
-            self._telemetry.rejected(rejection, _model(request.body), time.perf_counter() - started)
-            self._log_rejection(request, rejection)
+            self._refused(request, rejection, time.perf_counter() - started)
             raise
         self._telemetry.decided(time.perf_counter() - started)
         return answer
@@ -97,20 +113,22 @@ class Desk:
             )
         )
 
-    def _log_rejection(self, request: HttpRequest, rejection: Rejection) -> None:
+    def _refused(self, request: HttpRequest, rejection: Rejection, took_s: float) -> None:
+        refusal = Refusal(
+            request_id=request.headers.get(dataplane.REQUEST_ID, ""),
+            path=request.path[:_SHOWN],
+            model=_model(request.body)[:_SHOWN],
+            status=rejection.status,
+            reason=rejection.reason,
+            message=rejection.message,
+            at=time.monotonic(),
+        )
+        self.refusals.append(refusal)
+        self._telemetry.rejected(rejection, refusal.model, took_s)
         level = logging.WARNING if rejection.status >= _SERVER_ERROR else logging.INFO
         if level == logging.WARNING or self._access_log:
-            _LOG.log(
-                level,
-                "rejected",
-                extra={
-                    "request_id": request.headers.get("x-request-id", ""),
-                    "path": request.path[:200],
-                    "status": rejection.status,
-                    "reason": rejection.reason,
-                    "why": rejection.message,
-                },
-            )
+            line = refusal._asdict()
+            _LOG.log(level, "refused", extra={"why": line.pop("message"), **line})
 
     def _log_end(self, settlement: Settlement) -> None:
         bad = settlement.end in (End.EXPIRED, End.FAILED) and _status(settlement) not in range(400, 500)

@@ -36,6 +36,22 @@ async def test_every_page_shows_what_it_says():
         assert config["profile"]["plugins"]
 
 
+async def test_a_refused_request_is_explained_by_its_id():
+    async with a_picker() as picker:
+        await picker.ask({**CHAT, "model": "other"}, x_request_id="r-9")
+
+        status, shown = await picker.get("/decisions/r-9")
+        assert status == 404
+        assert "refused with 404 (unknown-model)" in shown["error"]
+        assert (shown["end"], shown["status"], shown["reason"], shown["model"]) == (
+            "refused",
+            404,
+            "unknown-model",
+            "other",
+        )
+        assert (await picker.page("/decisions"))["refusals"][0]["request_id"] == "r-9"
+
+
 @pytest.mark.parametrize(
     ("path", "status", "says"),
     [
