@@ -12,6 +12,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from envoy.config.route.v3 import route_pb2
 from envoy_data_plane.envoy.config.core.v3 import (
     DataSource,
     HeaderValue,
@@ -39,7 +40,6 @@ from envoy_data_plane.envoy.type.matcher.v3 import HttpRequestHeaderMatchInput, 
 from envoy_data_plane.xds.type.matcher.v3 import (
     Matcher,
     MatcherMatcherTree,
-    MatcherMatcherTreeMatchMap,
     MatcherOnMatch,
 )
 
@@ -48,7 +48,9 @@ from controllers.xds.typed import packed, xds_extension
 from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from xds.type.matcher.v3 import matcher_pb2
 
 ROUTES = "gateway"
 EXT_PROC = "envoy.filters.http.ext_proc"
@@ -56,26 +58,21 @@ MODEL = "x-matrixinfer-model"  # set by our filters while the picker is away
 HEALTH_PATHS = ("/healthz", "/readyz")
 
 
-def routes(config: ir.IR) -> RouteConfiguration:
-    """Build the one route table."""
-    limits = config.gateway.limits
-    picked = {
-        dataplane.target_name(backend.namespace, backend.name): _then(_backend_route(backend, limits))
-        for backend in config.backends
-    }
-    if not config.gateway.picker.fail_open:
-        unpicked = Matcher(on_no_match=_then(*_reserved(), _not_yet(limits), _unavailable(limits)))
+def frame(gateway: ir.Gateway, models: tuple[str, ...]) -> RouteConfiguration:
+    """Build everything but the entries of the two maps, which `filled` adds; `models` are the names to list."""
+    limits = gateway.limits
+    if gateway.picker.fail_open:
+        otherwise = _then(*_reserved(), _not_yet(limits), _model_list(models, limits), _unknown_model(limits))
+        unpicked = MatcherOnMatch(matcher=_by_header(MODEL, otherwise))
     else:
-        models = {model.name: _then(*_model_routes(model, config)) for model in config.models}
-        otherwise = _then(*_reserved(), _not_yet(limits), _model_list(config.models, limits), _unknown_model(limits))
-        unpicked = _by_header(MODEL, models, otherwise)
+        unpicked = _then(*_reserved(), _not_yet(limits), _unavailable(limits))
     return RouteConfiguration(
         name=ROUTES,
         virtual_hosts=[
             VirtualHost(
                 name=ROUTES,
                 domains=["*"],
-                matcher=_by_header(dataplane.TARGET, picked, MatcherOnMatch(matcher=unpicked)),
+                matcher=_by_header(dataplane.TARGET, unpicked),
             )
         ],
         request_headers_to_remove=[
@@ -99,18 +96,45 @@ def routes(config: ir.IR) -> RouteConfiguration:
     )
 
 
+def picked(backend: ir.Backend, limits: ir.Limits) -> MatcherOnMatch:
+    """Build what is done with a request that the picker gave this backend as its target."""
+    return _then(_backend_route(backend, limits))
+
+
+def unpicked(model: ir.Model, backends: tuple[ir.Backend, ...], limits: ir.Limits) -> MatcherOnMatch:
+    """Build what is done with a request for this model that the picker did not see; `backends` are those of its rules."""
+    return _then(*_model_routes(model, backends, limits))
+
+
+def filled(frame: bytes, targets: Mapping[str, bytes], models: Mapping[str, bytes]) -> bytes:
+    """Enter encoded choices, by name, into an encoded frame.
+
+    Done by the C codec: with a thousand of them the other one takes seconds. What it does not know of it passes on.
+    """
+    table = route_pb2.RouteConfiguration.FromString(frame)
+    by_target = table.virtual_hosts[0].matcher
+    if by_target.on_no_match.HasField("matcher"):
+        _enter(by_target.on_no_match.matcher, models)
+    _enter(by_target, targets)
+    return bytes(table.SerializeToString(deterministic=True))
+
+
+def _enter(matcher: matcher_pb2.Matcher, choices: Mapping[str, bytes]) -> None:
+    if not choices:
+        matcher.ClearField("matcher_tree")  # Envoy takes no empty map
+    for name, choice in choices.items():
+        matcher.matcher_tree.exact_match_map.map[name].MergeFromString(choice)
+
+
 def error_body(message: str, *, kind: str, code: str | None) -> str:
     """Write an OpenAI error object."""
     return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
-def _by_header(name: str, table: dict[str, MatcherOnMatch], otherwise: MatcherOnMatch) -> Matcher:
-    if not table:
-        return Matcher(on_no_match=otherwise)
+def _by_header(name: str, otherwise: MatcherOnMatch) -> Matcher:
     return Matcher(
         matcher_tree=MatcherMatcherTree(
             input=xds_extension("envoy.matching.inputs.request_headers", HttpRequestHeaderMatchInput(header_name=name)),
-            exact_match_map=MatcherMatcherTreeMatchMap(map=table),
         ),
         on_no_match=otherwise,
     )
@@ -153,8 +177,8 @@ def _forward(action: RouteAction, backend: ir.Backend, limits: ir.Limits) -> Rou
     return action
 
 
-def _model_routes(model: ir.Model, config: ir.IR) -> Iterable[Route]:
-    backends = {(backend.namespace, backend.name): backend for backend in config.backends}
+def _model_routes(model: ir.Model, known: tuple[ir.Backend, ...], limits: ir.Limits) -> Iterable[Route]:
+    backends = {(backend.namespace, backend.name): backend for backend in known}
     for number, rule in enumerate(model.rules):
         shares = [share for share in rule.shares if share.weight and (share.namespace, share.name) in backends]
         if not shares:
@@ -174,11 +198,11 @@ def _model_routes(model: ir.Model, config: ir.IR) -> Iterable[Route]:
             route=_forward(
                 RouteAction(weighted_clusters=clusters),
                 backends[heaviest.namespace, heaviest.name],
-                config.gateway.limits,
+                limits,
             ),
-            request_body_buffer_limit=config.gateway.limits.body_bytes,
+            request_body_buffer_limit=limits.body_bytes,
         )
-    yield _unknown_model(config.gateway.limits)
+    yield _unknown_model(limits)
 
 
 def _conditions(rule: ir.Rule) -> RouteMatch:
@@ -249,11 +273,8 @@ def _unknown_model(limits: ir.Limits) -> Route:
     return _answer("unknown-model", RouteMatch(prefix="/"), 404, body, limits)
 
 
-def _model_list(models: tuple[ir.Model, ...], limits: ir.Limits) -> Route:
-    listed = [
-        {"id": model.name, "object": "model", "created": 0, "owned_by": "matrixinfer"}
-        for model in sorted(models, key=lambda model: model.name)
-    ]
+def _model_list(models: tuple[str, ...], limits: ir.Limits) -> Route:
+    listed = [{"id": name, "object": "model", "created": 0, "owned_by": "matrixinfer"} for name in sorted(models)]
     body = json.dumps({"object": "list", "data": listed})
     get = HeaderMatcher(name=":method", string_match=StringMatcher(exact="GET"))
     return _answer("models", RouteMatch(path="/v1/models", headers=[get]), 200, body, limits)

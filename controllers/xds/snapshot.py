@@ -10,6 +10,8 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from google.protobuf import any_pb2
+
 from controllers.xds import clusters, listeners, routes
 from controllers.xds.typed import packed
 from matrixinfer.api import dataplane
@@ -55,7 +57,8 @@ class Builder:
     """Builds snapshots. Keeps the encodings of the last one."""
 
     def __init__(self) -> None:
-        self._last: dict[Hashable, Resource] = {}
+        self._last: dict[Hashable, Resource | bytes] = {}
+        self._last_routes: tuple[object, Resource] = (None, Resource("", b""))
 
     def build(self, config: ir.IR) -> Snapshot:
         """Encode `config`; only what differs from the last build costs."""
@@ -72,26 +75,48 @@ class Builder:
                 name: encoder.encode(clusters.assignment, one) for name, one in zip(names, config.backends, strict=True)
             },
             LDS: {one.name: encoder.encode(listeners.listener, one, gateway) for one in gateway.listeners},
-            RDS: {routes.ROUTES: encoder.encode(routes.routes, replace(config, backends=bare))},
+            RDS: {routes.ROUTES: self._routes(replace(config, backends=bare), encoder)},
         }
         self._last = encoder.used
         return Snapshot(resources)
+
+    def _routes(self, config: ir.IR, encoder: _Encoder) -> Resource:
+        """Put the route table together from the encodings of its parts."""
+        limits = config.gateway.limits
+        backends = {(one.namespace, one.name): one for one in config.backends}
+        targets = {
+            dataplane.target_name(*name): encoder.part(routes.picked, one, limits) for name, one in backends.items()
+        }
+        models = {}
+        if config.gateway.picker.fail_open:
+            for model in config.models:
+                named = {(share.namespace, share.name) for rule in model.rules for share in rule.shares}
+                known = tuple(backends[name] for name in sorted(named & backends.keys()))
+                models[model.name] = encoder.part(routes.unpicked, model, known, limits)
+        frame = encoder.part(routes.frame, config.gateway, tuple(model.name for model in config.models))
+        if (frame, targets, models) != self._last_routes[0]:
+            packed_routes = any_pb2.Any(type_url=RDS, value=routes.filled(frame, targets, models))
+            self._last_routes = ((frame, targets, models), _resource(packed_routes.SerializeToString()))
+        return self._last_routes[1]
 
 
 class _Encoder:
     """Calls a builder unless the same call was made in the build before."""
 
-    def __init__(self, known: dict[Hashable, Resource]) -> None:
+    def __init__(self, known: dict[Hashable, Resource | bytes]) -> None:
         self._known = known
-        self.used: dict[Hashable, Resource] = {}
+        self.used: dict[Hashable, Resource | bytes] = {}
 
     def encode(self, make: Callable[..., Message], *values: Hashable) -> Resource:
-        key = (make, values)
-        found = self._known.get(key) or _resource(make(*values))
-        self.used[key] = found
-        return found
+        """Give the resource that `make` builds of `values`."""
+        found = self.used[make, values] = self._known.get((make, values)) or _resource(bytes(packed(make(*values))))
+        return found  # type: ignore[return-value]  # `make` says which of the two it is
+
+    def part(self, make: Callable[..., Message], *values: Hashable) -> bytes:
+        """Give the encoding of a part of a resource."""
+        found = self.used[make, values] = self._known.get((make, values)) or bytes(make(*values))
+        return found  # type: ignore[return-value]  # as above
 
 
-def _resource(message: Message) -> Resource:
-    encoded = bytes(packed(message))
+def _resource(encoded: bytes) -> Resource:
     return Resource(hashlib.blake2b(encoded, digest_size=8).hexdigest(), encoded)
