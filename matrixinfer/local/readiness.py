@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from matrixinfer.api import core, kinds
+from matrixinfer.api import core, dataplane, kinds
 from matrixinfer.local import envoy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from matrixinfer.cluster.protocol import Cluster
+    from matrixinfer.cluster.protocol import Cluster, Manifest
     from matrixinfer.local.node import Node
     from matrixinfer.local.pods import PodRunner
     from matrixinfer.local.services import Service
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 LAST_LINES = 5
 
 
-async def gateway_problem(url: str, through_url: aiohttp.ClientSession, admin: aiohttp.ClientSession) -> str:
-    """Ask Envoy whether it has an endpoint, and the picker through it whether it has a model; "" if both have."""
+async def gateway_problem(
+    cluster: Cluster, url: str, *, through_url: aiohttp.ClientSession, admin: aiohttp.ClientSession
+) -> str:
+    """Ask Envoy for an endpoint that a route leads to, and the picker through it for a model; "" if there are both."""
     try:
         healthy = await envoy.healthy_hosts(admin)
     except (aiohttp.ClientError, TimeoutError):
         return "Envoy does not answer yet"
-    if not any(healthy.values()):
-        return "Envoy has no healthy endpoint yet"
+    targets = [target for item in (await cluster.list(kinds.MODEL_ROUTE)).items for target in _targets(item)]
+    if not any(healthy.get(target) for target in targets):
+        return "no route leads to an endpoint that is ready"
     try:
         async with through_url.get(f"{url}/v1/models") as answer:
             if answer.status != 200:  # noqa: PLR2004 - HTTP's OK
@@ -35,7 +38,17 @@ async def gateway_problem(url: str, through_url: aiohttp.ClientSession, admin: a
             listing = await answer.json(content_type=None)
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         return f"the gateway does not answer yet ({error or type(error).__name__})"
-    return "" if listing.get("data") else "no route leads to a ready endpoint yet"
+    return "" if listing.get("data") else "the picker knows no model yet"
+
+
+def _targets(route: Manifest) -> list[str]:
+    """Envoy's names of the clusters that a ModelRoute leads to."""
+    namespace = route["metadata"].get("namespace", "")
+    return [
+        dataplane.cluster_name(namespace, target.get("modelServerName", ""))
+        for rule in route["spec"].get("rules") or ()
+        for target in rule.get("targetModels") or ()
+    ]
 
 
 async def explain(cluster: Cluster, node: Node, services: Sequence[Service], findings: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from matrixinfer.api import core, kinds
 from matrixinfer.local.containers import Backoff
 from matrixinfer.local.processes import Command, Process
 from matrixinfer.local.stack import CannotStart, Config, NotReady, Stack
@@ -52,6 +53,11 @@ async def client():
 async def complete(client, stack, **fields):
     async with client.post(f"{stack.url}/v1/completions", json=PROMPT | fields) as answer:
         return answer.status, await answer.json(content_type=None)
+
+
+async def all_ready(stack):
+    pods = (await stack.cluster.list(kinds.POD)).items
+    return all(core.Pod.model_validate(pod).ready for pod in pods)
 
 
 async def test_the_quickstart_serves_and_leaves_nothing(client):
@@ -140,6 +146,16 @@ async def test_a_stack_that_cannot_serve_names_the_pod_the_probe_and_the_last_li
     assert "readiness probe, GET http://127." in said
     assert ":8123/health: connection refused" in said
     assert "    loading weights" in said
+
+
+async def test_a_route_that_leads_nowhere_is_not_ready(tmp_path):
+    shutil.copytree(QUICKSTART, tmp_path, dirs_exist_ok=True)
+    gateway = (tmp_path / "gateway.yaml").read_text()
+    (tmp_path / "gateway.yaml").write_text(gateway.replace("modelServerName: demo", "modelServerName: nope"))
+    async with Stack(a_config(tmp_path)) as stack:
+        await eventually_async(lambda: all_ready(stack))
+        with pytest.raises(NotReady, match="no ModelServer 'nope'"):
+            await stack.ready(within_s=1)
 
 
 async def test_a_directory_with_nothing_usable_cannot_start(tmp_path):
