@@ -134,7 +134,7 @@ class Ledger:
         self.counts.settled += 1
         settlement = _judged(opened, outcome)
         for address in settlement.failed:
-            self._standing.failed(address, now)
+            self._standing.failed(address, sent_at=opened.sent.at, now=now)
         if settlement.served and settlement.end is End.COMPLETE:
             self._standing.served(settlement.served)
         return settlement

@@ -1,7 +1,8 @@
 """Standing: how long an endpoint that failed is avoided.
 
 Every failure is a strike; the first costs one second, each further one twice as much, up to a bound. A strike is
-forgotten for every `forget_s` without a new one, and all of them at the first success.
+forgotten for every `forget_s` without a new one, and all of them at the first success. An engine that dies fails all
+that it was computing: requests that were sent before the last strike tell nothing new, and are no strikes.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Standing:
         self._table = table
         self._strikes: dict[str, _Strikes] = {}
 
-    def failed(self, address: str, now: float) -> None:
-        """Avoid `address` for a while; does nothing if it is not in the table."""
+    def failed(self, address: str, *, sent_at: float, now: float) -> None:
+        """Avoid `address`, which failed a request sent then, for a while; does nothing if it is not in the table."""
         row = self._table.row(address)
         if row is None:
             return
@@ -41,6 +42,8 @@ class Standing:
                 each: strikes for each, strikes in self._strikes.items() if self._table.row(each) is not None
             }
         before = self._strikes.get(address)
+        if before is not None and sent_at < before.at:
+            return
         count = 1
         if before is not None:
             count += max(before.count - int((now - before.at) / _FORGET_S), 0)

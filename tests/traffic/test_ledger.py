@@ -130,6 +130,22 @@ def test_repeated_failures_weigh_more_and_a_success_ends_them():
     assert table.avoid_until[table.row(A)] == 0
 
 
+def test_an_engine_that_dies_with_many_requests_has_failed_once():
+    table = a_table()
+    ledger = Ledger(table)
+    for number in range(8):
+        ledger.open(sent(str(number), at=99.0))
+    for number in range(8):
+        ledger.settle(an_outcome(str(number), flags=("UC",), status=200), now=100.0 + number / 10)
+    at_once = table.avoid_until[table.row(A)]
+
+    ledger.open(sent("next", at=101.0))
+    ledger.settle(an_outcome("next", flags=("UF",), status=503), now=101.0)
+
+    assert at_once == 101.0
+    assert table.avoid_until[table.row(A)] == 103.0
+
+
 def test_strikes_are_forgotten_with_time():
     table = a_table()
     ledger = Ledger(table)
