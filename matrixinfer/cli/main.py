@@ -9,7 +9,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from matrixinfer.cli import up, validate
+from matrixinfer.cli import explain, up, validate
 from matrixinfer.cli.exits import Exit
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "up": up,
     "validate": validate,
+    "explain": explain,
 }
 
 

@@ -1,0 +1,107 @@
+"""Say why a request went where it went: its candidates with their scores, the reason, and how it ended.
+
+ID is the x-request-id of the answer, or the ticket in x-matrixinfer-decision. The picker keeps its most recent decisions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from matrixinfer.cli.exits import Exit
+
+if TYPE_CHECKING:
+    from matrixinfer.cli import pages
+
+ADMIN = "http://127.0.0.1:15000"
+PATIENCE_S = 5.0
+
+
+class Unanswered(Exception):
+    """There is nothing to show; the message says why."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("id", metavar="ID", help="x-request-id of the answer, or the decision's ticket")
+    parser.add_argument(
+        "--admin", metavar="URL", type=_url, default=ADMIN, help=f"the picker's admin port (default {ADMIN})"
+    )
+    parser.add_argument("--json", action="store_true", help="the picker's answer as it is")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask and print."""
+    from urllib.parse import quote  # noqa: PLC0415 - see main.py
+
+    from matrixinfer.cli import pages  # noqa: PLC0415
+
+    try:
+        answer = _asked(arguments.admin, f"/decisions/{quote(arguments.id, safe='')}")
+        if arguments.json:
+            sys.stdout.write(answer.decode())
+            return Exit.CLEAN
+        decision = pages.read(answer, pages.Decision)
+        known = pages.read(_asked(arguments.admin, "/endpoints"), pages.Endpoints)
+    except Unanswered as error:
+        print(f"matrixinfer explain: {error}", file=sys.stderr)  # noqa: T201 - the command's own voice
+        return Exit.MISTAKE
+    except pages.NotAPicker as error:
+        print(f"matrixinfer explain: {arguments.admin}: {error}", file=sys.stderr)  # noqa: T201
+        return Exit.MISTAKE
+    _show(decision, {each.address: each.pod for each in known.endpoints})
+    return Exit.CLEAN
+
+
+def _show(decision: pages.Decision, pods: dict[str, str]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - see main.py
+
+    from matrixinfer.cli.explanation import explanation  # noqa: PLC0415
+
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)  # a pipe has no width, and a table must not be folded for it
+    console.print(explanation(decision, pods, width=console.width))
+
+
+def _asked(admin: str, path: str) -> bytes:
+    """Return the page. Raises Unanswered."""
+    import http.client  # noqa: PLC0415 - see main.py
+    import urllib.error  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
+
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the admin port is on loopback
+    try:
+        with opener.open(admin + path, timeout=PATIENCE_S) as answer:
+            page: bytes = answer.read()
+            return page
+    except urllib.error.HTTPError as error:
+        with error:
+            raise Unanswered(_refusal(admin, error.code, error.read())) from error
+    except OSError as error:  # URLError is one
+        why = getattr(error, "reason", error)
+        raise Unanswered(
+            f"no picker answers at {admin} ({why}): is `matrixinfer up` running? "
+            "Give its --admin-port, such as --admin http://127.0.0.1:15001"
+        ) from error
+    except http.client.HTTPException as error:
+        raise Unanswered(f"{admin} is not the admin port of a picker: it does not speak HTTP") from error
+
+
+def _refusal(admin: str, status: int, body: bytes) -> str:
+    from matrixinfer.cli import pages  # noqa: PLC0415 - see main.py
+
+    try:
+        return pages.read(body, pages.Refusal).error
+    except pages.NotAPicker:
+        return f"{admin} is not the admin port of a picker: it answers {status}"
+
+
+def _url(text: str) -> str:
+    from urllib.parse import urlsplit  # noqa: PLC0415 - only where one is given
+
+    url = urlsplit(text if "://" in text else f"http://{text}")
+    if url.scheme != "http" or not url.hostname or url.path not in ("", "/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an admin address, such as {ADMIN}")
+    return f"http://{url.netloc}"
