@@ -158,7 +158,6 @@ async def test_weights_80_to_20_are_kept(world):
     counts = await served(world, "split", 1000)
 
     # 1,000 draws with p = 0.8 have a standard deviation of 12.6; five of them are passed once in two million runs.
-    print(counts)
     assert sum(counts.values()) == 1000
     assert abs(counts["large"] - 800) <= 63
 
