@@ -146,18 +146,6 @@ def test_an_engine_that_dies_with_many_requests_has_failed_once():
     assert table.avoid_until[table.row(A)] == 103.0
 
 
-def test_requests_that_die_together_are_one_strike():
-    table = a_table()
-    ledger = Ledger(table)
-    for number in range(20):
-        ledger.open(sent(str(number), at=99.0))
-
-    for number in range(20):
-        ledger.settle(an_outcome(str(number), flags=("UC",)), now=100.0)
-
-    assert table.avoid_until[table.row(A)] == 101.0
-
-
 def test_strikes_are_forgotten_with_time():
     table = a_table()
     ledger = Ledger(table)
