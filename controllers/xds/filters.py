@@ -1,6 +1,6 @@
 """The HTTP filters in their order: ask the picker; if it was silent, read the model natively; watch the answer; route.
 
-Nothing of an answer goes through Python: `envoy/response.lua` stamps the first token, reads usage and hides what only
+Nothing of an answer goes through Python: `envoy/modules/response.c`, or `envoy/response.lua` without it, stamps the first token, reads usage and hides what only
 we asked for.
 """
 
