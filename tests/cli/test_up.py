@@ -18,6 +18,15 @@ QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 ANY_PORTS = ("--port", "0", "--admin-port", "0", "--metrics-port", "0", "--envoy-workers", "1")
 
 
+@pytest.fixture
+def small(tmp_path):
+    """The quickstart with one engine instead of four."""
+    folder = tmp_path / "manifests"
+    shutil.copytree(QUICKSTART, folder)
+    (folder / "engines.yaml").write_text((QUICKSTART / "engines.yaml").read_text().partition("\n---\n")[0])
+    return folder
+
+
 @asynccontextmanager
 async def up(*arguments, **env):
     """Runs `matrixinfer up`; whatever the body leaves is killed."""
@@ -57,12 +66,12 @@ async def completed(url, model="demo"):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_up_says_ready_serves_and_stops_cleanly_on_a_signal(number):
-    async with up(QUICKSTART, *ANY_PORTS) as process:
+async def test_up_says_ready_serves_and_stops_cleanly_on_a_signal(number, small):
+    async with up(small, *ANY_PORTS) as process:
         url = await ready(process)
         assert await completed(url) == 200
         started = descendants(process.pid)
-        assert len(started) >= 6
+        assert len(started) >= 6  # three processes, each with its guardian
 
         process.send_signal(number)
 
@@ -83,8 +92,8 @@ async def test_nothing_survives_a_kill_of_up():
         await eventually(lambda: not any(alive(pid) for pid in started))
 
 
-async def test_a_signal_during_the_start_stops_as_well(tmp_path):
-    async with up(QUICKSTART, *ANY_PORTS, "--state-dir", tmp_path) as process:
+async def test_a_signal_during_the_start_stops_as_well(small, tmp_path):
+    async with up(small, *ANY_PORTS, "--state-dir", tmp_path / "state") as process:
         await eventually(lambda: len(descendants(process.pid)) >= 2)
         started = descendants(process.pid)
         process.send_signal(signal.SIGTERM)
