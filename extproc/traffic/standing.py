@@ -1,8 +1,9 @@
 """Standing: how long an endpoint that failed is avoided.
 
 Every failure is a strike; the first costs one second, each further one twice as much, up to a bound. A strike is
-forgotten for every `forget_s` without a new one, and all of them at the first success. An engine that dies fails all
-that it was computing: requests that were sent before the last strike tell nothing new, and are no strikes.
+forgotten for every `forget_s` that the endpoint may be chosen without a new one, and all at the first success. Only what was sent when the last
+strike had been served counts as another: an engine that dies fails all that it was computing, and one that is avoided
+gets requests only where there is no better one; neither tells anything new.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _EXPONENT: Final = 5  # 2**5 s is over the bound
 @dataclass(frozen=True, slots=True)
 class _Strikes:
     count: int
-    at: float
+    until: float  # avoided
 
 
 class Standing:
@@ -42,14 +43,14 @@ class Standing:
                 each: strikes for each, strikes in self._strikes.items() if self._table.row(each) is not None
             }
         before = self._strikes.get(address)
-        if before is not None and sent_at < before.at:
+        if before is not None and sent_at < before.until:
             return
         count = 1
         if before is not None:
-            count += max(before.count - int((now - before.at) / _FORGET_S), 0)
-        self._strikes[address] = _Strikes(count, now)
-        avoided = min(_FIRST_S * 2 ** min(count - 1, _EXPONENT), _LONGEST_S)
-        self._table.avoid_until[row] = max(self._table.avoid_until[row], now + avoided)
+            count += max(before.count - int((now - before.until) / _FORGET_S), 0)
+        until = now + min(_FIRST_S * 2 ** min(count - 1, _EXPONENT), _LONGEST_S)
+        self._strikes[address] = _Strikes(count, until)
+        self._table.avoid_until[row] = max(self._table.avoid_until[row], until)
 
     def served(self, address: str) -> None:
         """Forget the strikes of `address`: it answered."""

@@ -117,14 +117,15 @@ def test_blame_goes_to_who_failed_and_credit_to_who_served(outcome, end, served,
 def test_repeated_failures_weigh_more_and_a_success_ends_them():
     table = a_table()
     ledger = Ledger(table)
-    spans = []
+    spans, now = [], 100.0
     for number in range(7):
-        ledger.open(sent(str(number), at=100.0))
-        ledger.settle(an_outcome(str(number), flags=("UF",), status=503), now=100.0)
-        spans.append(table.avoid_until[table.row(A)] - 100.0)
+        ledger.open(sent(str(number), at=now))
+        ledger.settle(an_outcome(str(number), flags=("UF",), status=503), now=now)
+        spans.append(table.avoid_until[table.row(A)] - now)
+        now = table.avoid_until[table.row(A)]
 
     ledger.open(sent("good"))
-    ledger.settle(an_outcome("good"), now=101.0)
+    ledger.settle(an_outcome("good"), now=now)
 
     assert spans == [1, 2, 4, 8, 16, 30, 30]
     assert table.avoid_until[table.row(A)] == 0
@@ -139,17 +140,20 @@ def test_an_engine_that_dies_with_many_requests_has_failed_once():
         ledger.settle(an_outcome(str(number), flags=("UC",), status=200), now=100.0 + number / 10)
     at_once = table.avoid_until[table.row(A)]
 
+    ledger.open(sent("for want of another", at=100.9))
+    ledger.settle(an_outcome("for want of another", flags=("UF",), status=503), now=100.9)
+    avoided = table.avoid_until[table.row(A)]
     ledger.open(sent("next", at=101.0))
     ledger.settle(an_outcome("next", flags=("UF",), status=503), now=101.0)
 
-    assert at_once == 101.0
+    assert (at_once, avoided) == (101.0, 101.0)
     assert table.avoid_until[table.row(A)] == 103.0
 
 
 def test_strikes_are_forgotten_with_time():
     table = a_table()
     ledger = Ledger(table)
-    for number, now in enumerate((0.0, 0.0, 1000.0)):
+    for number, now in enumerate((0.0, 1.0, 1000.0)):
         ledger.open(sent(str(number), at=now))
         ledger.settle(an_outcome(str(number), flags=("UF",), status=503), now=now)
 
