@@ -1,6 +1,7 @@
 """Run a gateway and its engines on this machine, from a directory of manifests or before engines that run already.
 
-Prints `ready URL` on standard output as soon as requests are served, and everything else on standard error.
+Prints `ready URL` on standard output as soon as requests are served, and everything else on standard error: on a
+terminal a live view with the log lines above it, elsewhere lines.
 Stops on SIGINT (Ctrl-C) and SIGTERM, and takes every process it started along.
 
 Exit codes: 0 stopped as asked, 1 something to put right (manifests, a port in use, no Envoy), 2 usage,
@@ -20,7 +21,7 @@ from matrixinfer.cli.exits import Exit
 if TYPE_CHECKING:
     import asyncio
 
-    from matrixinfer.cli.plain import PlainView
+    from matrixinfer.cli.views import View
     from matrixinfer.local.stack import Config
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -71,6 +72,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="give up if nothing is served by then (default 60; large models take longer to load)",
     )
     parser.add_argument("--logs", action="store_true", help="show what the pods write, too")
+    parser.add_argument(
+        "--no-view",
+        dest="view",
+        action="store_false",
+        help="lines only, also on a terminal that could show a live view (as with TERM=dumb or NO_COLOR set)",
+    )
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="of what is said on standard error")
 
 
@@ -97,21 +104,21 @@ def run(arguments: argparse.Namespace) -> int:
         envoy_workers=arguments.envoy_workers,
         log_level=arguments.log_level,
     )
-    return asyncio.run(_up(config, logs=arguments.logs, ready_within_s=arguments.ready_timeout))
+    return asyncio.run(_up(config, logs=arguments.logs, live=arguments.view, ready_within_s=arguments.ready_timeout))
 
 
-async def _up(config: Config, *, logs: bool, ready_within_s: float) -> Exit:
+async def _up(config: Config, *, logs: bool, live: bool, ready_within_s: float) -> Exit:
     import asyncio  # noqa: PLC0415
     import signal  # noqa: PLC0415
 
-    from matrixinfer.cli.plain import PlainView  # noqa: PLC0415
+    from matrixinfer.cli import views  # noqa: PLC0415
     from matrixinfer.local.stack import CannotStart, NotReady  # noqa: PLC0415
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    view = PlainView(config.log_level, logs=logs)
+    view = views.choose(config.log_level, logs=logs, live=live)
     try:
         return await _serve(config, view, stop, ready_within_s)
     except CannotStart as error:
@@ -122,7 +129,7 @@ async def _up(config: Config, *, logs: bool, ready_within_s: float) -> Exit:
         return Exit.NOT_READY
 
 
-async def _serve(config: Config, view: PlainView, stop: asyncio.Event, ready_within_s: float) -> Exit:
+async def _serve(config: Config, view: View, stop: asyncio.Event, ready_within_s: float) -> Exit:
     import asyncio  # noqa: PLC0415
 
     from matrixinfer.local.stack import Stack  # noqa: PLC0415
@@ -135,7 +142,7 @@ async def _serve(config: Config, view: PlainView, stop: asyncio.Event, ready_wit
             await asyncio.wait({ready, stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
                 ready.result()
-                print(f"ready {stack.url}", flush=True)  # noqa: T201 - what programs wait for
+                view.serving(stack.url)
                 await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
             if failing.done():
                 failing.result()

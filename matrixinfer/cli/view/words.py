@@ -33,7 +33,7 @@ def seconds(value: float) -> str:
     if value < 0.001:  # noqa: PLR2004 - a millisecond
         return f"{value * 1e6:.0f}us"
     if value < 1:
-        return f"{value * 1e3:.3g}ms"
+        return f"{value * 1e3:.1f}ms" if value < 0.01 else f"{value * 1e3:.0f}ms"  # noqa: PLR2004 - two digits say enough
     return f"{value:.1f}s" if value < 10 else f"{value:.0f}s"  # noqa: PLR2004 - two digits say enough
 
 
