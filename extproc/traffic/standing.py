@@ -1,9 +1,9 @@
 """Standing: how long an endpoint that failed is avoided.
 
 Every failure is a strike; the first costs one second, each further one twice as much, up to a bound. A strike is
-forgotten for every `forget_s` that the endpoint may be chosen without a new one, and all at the first success. Only what was sent when the last
-strike had been served counts as another: an engine that dies fails all that it was computing, and one that is avoided
-gets requests only where there is no better one; neither tells anything new.
+forgotten for every `forget_s` without one in which the endpoint might be chosen, and all of them at the first success.
+Only what was sent when the last strike had been served counts as another: an engine that dies fails all that it was
+computing, and one that is avoided gets requests only where there is no better one; neither tells anything new.
 """
 
 from __future__ import annotations
