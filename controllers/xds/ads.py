@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 METHOD: Final = "StreamAggregatedResources"
 
+# Envoy pings every 30 s (envoy/bootstrap.yaml) to notice a frozen control plane. gRPC's default allows a ping in five
+# minutes on a silent stream, and closes the connection of whoever asks more often.
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -65,7 +74,7 @@ class Ads:
 
     async def start(self, *addresses: str) -> tuple[int, ...]:
         """Listen on `unix:PATH` or `HOST:PORT` addresses; returns the ports (1 for a socket)."""
-        server = grpc.aio.server(options=(("grpc.max_receive_message_length", 64 * 1024 * 1024),))
+        server = grpc.aio.server(options=OPTIONS)
         handler = grpc.stream_stream_rpc_method_handler(self._serve)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
         ports = tuple(server.add_insecure_port(address) for address in addresses)

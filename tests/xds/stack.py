@@ -317,14 +317,14 @@ class Envoy:
     def _on_change(self) -> None:
         self._changed.set()
 
-    async def start(self, config: ir.IR | None) -> None:
-        """Start Envoy; without a configuration, somebody else serves it."""
+    async def start(self, config: ir.IR | None, *, ping: str = "30s") -> None:
+        """Start Envoy; without a configuration, somebody else serves it. `ping`: how often it asks after ADS."""
         if config is not None:
             if self.shared is None:
                 await self.publisher.start(f"unix:{self.folder}/xds.sock")
             self.publisher.publish(config)
         self.port = 0
-        text = (ROOT / "envoy" / "bootstrap.yaml").read_text()
+        text = (ROOT / "envoy" / "bootstrap.yaml").read_text().replace("interval: 30s", f"interval: {ping}")
         for name, value in {
             "NODE_ID": self.name,
             "XDS_ADDRESS": json.dumps({"pipe": {"path": f"{self.folder}/xds.sock"}}),

@@ -98,3 +98,12 @@ async def test_envoy_serves_on_without_a_control_plane():
         answer = await stack.envoy.request()
 
     assert answer.status == 200
+
+
+async def test_an_envoy_that_asks_after_its_control_plane_keeps_its_stream(caplog):
+    caplog.set_level("INFO", logger="controllers.xds.ads")
+    async with running(served=False) as stack:
+        await stack.envoy.start(stack.config, ping="0.1s")
+        await asyncio.sleep(2)  # twenty pings; gRPC's own default hangs up at the third
+
+    assert [record.message for record in caplog.records].count("envoy connected") == 1
