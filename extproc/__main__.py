@@ -212,39 +212,49 @@ class _Picker:
         """Yield what the parts count for themselves."""
         scrapes, settled = self._scraper.counts, self._settings
         connected = all(store.connected for store in self._stores)
-        yield telemetry.gauge("matrixinfer_feed_connected", "1 if the cluster is followed.", connected)
-        yield telemetry.counter("matrixinfer_feed_changes", "Changes of resources.", {(): self._view.changes})
-        yield telemetry.counter("matrixinfer_world_rebuilds", "Rebuilds they caused.", {(): self._view.rebuilds})
         yield telemetry.gauge(
-            "matrixinfer_resource_problems", "Resources that cannot be used.", len(self._view.problems)
+            "matrixinfer_feed_connected", "1 while the picker hears of the cluster's changes.", connected
+        )
+        yield telemetry.counter(
+            "matrixinfer_feed_changes", "Changes of resources that the picker heard of.", {(): self._view.changes}
+        )
+        yield telemetry.counter(
+            "matrixinfer_world_rebuilds", "Rebuilds of routes and pools that they caused.", {(): self._view.rebuilds}
+        )
+        yield telemetry.gauge(
+            "matrixinfer_resource_problems",
+            "Resources that cannot be read; their last good version is in force.",
+            len(self._view.problems),
         )
         unmet: Counter[telemetry.Labels] = Counter(
             (label.partition(" ")[0], condition) for label, types in self._view.unmet.items() for condition in types
         )
         yield telemetry.labelled_gauge(
             "matrixinfer_resource_conditions_unmet",
-            "Resources by condition that is False; Programmed: Envoy refused what was made of them.",
+            "Conditions of routes and servers that are False; Programmed: Envoy has not taken the resource.",
             unmet,
             ("kind", "condition"),
         )
         yield telemetry.counter(
             "matrixinfer_scrapes",
-            "Metrics pages asked for, by result.",
+            "Engines' metrics pages asked for.",
             {("ok",): scrapes.pages, ("unreadable",): scrapes.unreadable, ("failed",): scrapes.failures},
             ("result",),
         )
         yield telemetry.counter(
             "matrixinfer_config_loads",
-            "Configurations read, by result.",
+            "Scheduler configurations read.",
             {("ok",): settled.loads, ("refused",): settled.failures},
             ("result",),
         )
-        yield telemetry.gauge("matrixinfer_config_problem", "1 while the file cannot be used.", bool(settled.problem))
+        yield telemetry.gauge(
+            "matrixinfer_config_problem", "1 while the scheduler's configuration cannot be used.", bool(settled.problem)
+        )
         exchanges = self._exchanges
         yield telemetry.counter("matrixinfer_exchanges", "ext_proc streams opened.", {(): exchanges.exchanges})
         yield telemetry.counter(
             "matrixinfer_exchange_errors",
-            "Bugs, and messages out of turn.",
+            "ext_proc streams that ended by a bug, or by a message out of turn.",
             {("bug",): exchanges.bugs, ("protocol",): exchanges.protocol_errors},
             ("kind",),
         )

@@ -41,6 +41,8 @@ class Counter:
     def __init__(self, name: str, says: str, labels: Sequence[str]) -> None:
         self._name, self._says, self._labels = name, says, labels
         self.values: dict[Labels, float] = defaultdict(float)
+        if not labels:
+            self.values[()] = 0.0  # told from the start: a rate needs something to begin with
 
     def add(self, labels: Labels, amount: float = 1.0) -> None:
         """Count."""
@@ -101,29 +103,63 @@ class Telemetry:
         self._world = world
         self._knows = knows
         self._sources: list[Source] = []
-        self._requests = Counter("matrixinfer_requests", "Requests that ended.", ("model", "status", "reason"))
-        self._tokens = Counter("matrixinfer_tokens", "Tokens, as engines counted them.", ("model", "type"))
-        self._cached = Counter("matrixinfer_cached_tokens", "Prompt tokens found in a KV cache.", ("model",))
-        self._usage_missing = Counter("matrixinfer_usage_missing", "Answers that told no usage.", ("model",))
+        self._requests = Counter(
+            "matrixinfer_requests", "Requests that ended, refusals included.", ("model", "status", "reason")
+        )
+        self._tokens = Counter(
+            "matrixinfer_tokens", "Tokens of requests that ended, as engines counted them.", ("model", "type")
+        )
+        self._cached = Counter(
+            "matrixinfer_cached_tokens", "Prompt tokens that engines found in their KV caches.", ("model",)
+        )
+        self._usage_missing = Counter("matrixinfer_usage_missing", "Complete answers that told no usage.", ("model",))
         self._bypassed = Counter("matrixinfer_bypassed", "Requests that reached an engine without a decision.", ())
-        self._failures = Counter("matrixinfer_endpoint_failures", "Tries that an endpoint failed.", ("endpoint",))
+        self._failures = Counter(
+            "matrixinfer_endpoint_failures",
+            "Tries that an endpoint failed: refused, reset, timed out, 502 or 503.",
+            ("endpoint",),
+        )
         self._served = Counter("matrixinfer_endpoint_requests", "Requests that an endpoint answered.", ("endpoint",))
         self._served_tokens = Counter(
             "matrixinfer_endpoint_tokens",
-            "Tokens of these; `cached` are the part of `input` that it found in its KV cache.",
+            "Tokens of the requests that an endpoint answered; cached is a part of input.",
             ("endpoint", "type"),
         )
-        self._decisions = Histogram("matrixinfer_decision_duration_seconds", "Time to decide.", (), _DECISION)
-        self._duration = Histogram("matrixinfer_request_duration_seconds", "Whole request.", ("model",), _DURATION)
+        self._decisions = Histogram(
+            "matrixinfer_decision_duration_seconds",
+            "Time that the picker took to decide, refusals included.",
+            (),
+            _DECISION,
+        )
+        self._duration = Histogram(
+            "matrixinfer_request_duration_seconds",
+            "From a request's arrival to the end of its answer.",
+            ("model",),
+            _DURATION,
+        )
         self._ttft = Histogram(
-            "matrixinfer_time_to_first_token_seconds", "Until the first chunk of the answer.", ("model",), _TTFT
+            "matrixinfer_time_to_first_token_seconds",
+            "From a request's arrival to the first chunk of its answer.",
+            ("model",),
+            _TTFT,
         )
         self._tpot = Histogram(
-            "matrixinfer_time_per_output_token_seconds", "Each token after the first.", ("model",), _TPOT
+            "matrixinfer_time_per_output_token_seconds",
+            "Time of each token after the first, streams only, mean of a request.",
+            ("model",),
+            _TPOT,
         )
-        self._hits = Histogram("matrixinfer_prefix_hit_ratio", "Cached share of a prompt's tokens.", ("model",), _RATIO)
+        self._hits = Histogram(
+            "matrixinfer_prefix_hit_ratio",
+            "Share of a prompt's tokens that its engine found in its KV cache.",
+            ("model",),
+            _RATIO,
+        )
         self._expected = Histogram(
-            "matrixinfer_prefix_match_ratio", "Share of a prefix expected at its endpoint.", ("model",), _RATIO
+            "matrixinfer_prefix_match_ratio",
+            "Share of a prompt's blocks that the picker expected at the endpoint it chose.",
+            ("model",),
+            _RATIO,
         )
         self._families: tuple[Counter | Histogram, ...] = (
             *(self._requests, self._tokens, self._cached, self._usage_missing, self._bypassed),
@@ -188,7 +224,7 @@ class Telemetry:
         yield from self._ledger()
         index = self._world.index
         yield gauge("matrixinfer_prefix_index_blocks", "Distinct blocks in the prefix index.", index.blocks)
-        yield gauge("matrixinfer_prefix_index_pairs", "Pairs of endpoint and block in it.", index.pairs)
+        yield gauge("matrixinfer_prefix_index_pairs", "Pairs of endpoint and block in the prefix index.", index.pairs)
         for source in self._sources:
             yield from source()
 
@@ -202,18 +238,42 @@ class Telemetry:
         table = self._world.table
         rows = [(row, endpoint) for row in table.rows() if (endpoint := table.endpoints[row]) is not None]
         columns: tuple[tuple[str, str, Callable[[int], float]], ...] = (
-            ("inflight_requests", "Requests sent and not settled.", lambda row: int(table.inflight[row])),
-            ("inflight_tokens", "Their prompt tokens.", lambda row: int(table.inflight_tokens[row])),
-            ("endpoint_waiting", "Requests queued in the engine.", lambda row: float(table.waiting[row])),
-            ("endpoint_running", "Requests in its batch.", lambda row: float(table.running[row])),
-            ("endpoint_kv_usage", "Share of its KV blocks in use.", lambda row: float(table.kv_usage[row])),
+            (
+                "inflight_requests",
+                "Requests sent to the endpoint and not settled.",
+                lambda row: int(table.inflight[row]),
+            ),
+            (
+                "inflight_tokens",
+                "Prompt tokens (estimated) of requests sent to the endpoint and not settled.",
+                lambda row: int(table.inflight_tokens[row]),
+            ),
+            (
+                "endpoint_waiting",
+                "Requests queued in the engine, as it last told.",
+                lambda row: float(table.waiting[row]),
+            ),
+            (
+                "endpoint_running",
+                "Requests in the engine's batch, as it last told.",
+                lambda row: float(table.running[row]),
+            ),
+            (
+                "endpoint_kv_usage",
+                "Share of the engine's KV blocks in use, 0 to 1, as it last told.",
+                lambda row: float(table.kv_usage[row]),
+            ),
         )
         for name, says, value in columns:
             values = [((endpoint.address, endpoint.pod), value(row)) for row, endpoint in rows]
             yield _family(GaugeMetricFamily, f"matrixinfer_{name}", says, ("endpoint", "pod"), values)
         ready = [((endpoint.address, endpoint.pod), float(endpoint.ready)) for _row, endpoint in rows]
         yield _family(
-            GaugeMetricFamily, "matrixinfer_endpoint_ready", "1 if it may be chosen.", ("endpoint", "pod"), ready
+            GaugeMetricFamily,
+            "matrixinfer_endpoint_ready",
+            "1 if the endpoint may be chosen.",
+            ("endpoint", "pod"),
+            ready,
         )
 
     def _ledger(self) -> Iterator[Metric]:
@@ -226,9 +286,9 @@ class Telemetry:
             ("duplicate",): counts.duplicates,
             ("stranger",): counts.strangers,
         }
-        says = "Requests opened and settled, and records that settled nothing."
+        says = "Requests opened, settled and expired (no record of their end came), and records that settled nothing."
         yield _family(CounterMetricFamily, "matrixinfer_ledger", says, ("event",), values.items())
-        yield gauge("matrixinfer_ledger_open", "Requests sent and not settled.", len(ledger))
+        yield gauge("matrixinfer_ledger_open", "Requests sent and not settled, of all endpoints.", len(ledger))
 
 
 def gauge(name: str, says: str, value: float) -> Metric:
