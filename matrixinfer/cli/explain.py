@@ -1,6 +1,7 @@
 """Say why a request went where it went: its candidates with their scores, the reason, and how it ended.
 
-ID is the x-request-id of the answer, or the ticket in x-matrixinfer-decision. The picker keeps its most recent decisions.
+ID is the x-request-id of the answer, or the ticket in x-matrixinfer-decision. The picker keeps its most recent decisions
+and refusals.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 ADMIN = "http://127.0.0.1:15000"
 PATIENCE_S = 5.0
+_OK, _NOT_FOUND = 200, 404
 
 
 class Unanswered(Exception):
@@ -33,25 +35,40 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print."""
-    from urllib.parse import quote  # noqa: PLC0415 - see main.py
-
-    from matrixinfer.cli import pages  # noqa: PLC0415
+    from matrixinfer.cli import pages  # noqa: PLC0415 - see main.py
 
     try:
-        answer = _asked(arguments.admin, f"/decisions/{quote(arguments.id, safe='')}")
-        if arguments.json:
-            sys.stdout.write(answer.decode())
-            return Exit.CLEAN
-        decision = pages.read(answer, pages.Decision)
-        known = pages.read(_asked(arguments.admin, "/endpoints"), pages.Endpoints)
+        _explain(arguments.id, arguments.admin, raw=arguments.json)
     except Unanswered as error:
         print(f"matrixinfer explain: {error}", file=sys.stderr)  # noqa: T201 - the command's own voice
         return Exit.MISTAKE
     except pages.NotAPicker as error:
         print(f"matrixinfer explain: {arguments.admin}: {error}", file=sys.stderr)  # noqa: T201
         return Exit.MISTAKE
-    _show(decision, {each.address: each.pod for each in known.endpoints})
     return Exit.CLEAN
+
+
+def _explain(wanted: str, admin: str, *, raw: bool) -> None:
+    """Print the answer. Raises Unanswered and NotAPicker."""
+    from urllib.parse import quote  # noqa: PLC0415 - see main.py
+
+    from matrixinfer.cli import pages  # noqa: PLC0415
+
+    status, answer = _asked(admin, f"/decisions/{quote(wanted, safe='')}")
+    refused = _refused(answer) if status == _NOT_FOUND else None
+    if status != _OK and refused is None:
+        raise Unanswered(_trouble(admin, status, answer))
+    if raw:
+        sys.stdout.write(answer.decode())
+    elif refused is not None:
+        sys.stdout.write(
+            f"request {refused.request_id} was sent nowhere: refused with {refused.status} ({refused.reason})\n"
+            f"{refused.message}\n"
+        )
+    else:
+        decision = pages.read(answer, pages.Decision)
+        _, listed = _asked(admin, "/endpoints")
+        _show(decision, {each.address: each.pod for each in pages.read(listed, pages.Endpoints).endpoints})
 
 
 def _show(decision: pages.Decision, pods: dict[str, str]) -> None:
@@ -65,8 +82,8 @@ def _show(decision: pages.Decision, pods: dict[str, str]) -> None:
     console.print(explanation(decision, pods, width=console.width))
 
 
-def _asked(admin: str, path: str) -> bytes:
-    """Return the page. Raises Unanswered."""
+def _asked(admin: str, path: str) -> tuple[int, bytes]:
+    """Return the status and the page. Raises Unanswered."""
     import http.client  # noqa: PLC0415 - see main.py
     import urllib.error  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
@@ -74,11 +91,10 @@ def _asked(admin: str, path: str) -> bytes:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the admin port is on loopback
     try:
         with opener.open(admin + path, timeout=PATIENCE_S) as answer:
-            page: bytes = answer.read()
-            return page
+            return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:
-            raise Unanswered(_refusal(admin, error.code, error.read())) from error
+            return error.code, error.read()
     except OSError as error:  # URLError is one
         why = getattr(error, "reason", error)
         raise Unanswered(
@@ -89,11 +105,21 @@ def _asked(admin: str, path: str) -> bytes:
         raise Unanswered(f"{admin} is not the admin port of a picker: it does not speak HTTP") from error
 
 
-def _refusal(admin: str, status: int, body: bytes) -> str:
+def _refused(page: bytes) -> pages.Refusal | None:
+    """Return the refusal that the page tells of; None if it knows nothing of the request."""
     from matrixinfer.cli import pages  # noqa: PLC0415 - see main.py
 
     try:
-        return pages.read(body, pages.Refusal).error
+        return pages.read(page, pages.Refusal)
+    except pages.NotAPicker:
+        return None
+
+
+def _trouble(admin: str, status: int, page: bytes) -> str:
+    from matrixinfer.cli import pages  # noqa: PLC0415 - see main.py
+
+    try:
+        return pages.read(page, pages.Trouble).error
     except pages.NotAPicker:
         return f"{admin} is not the admin port of a picker: it answers {status}"
 

@@ -57,10 +57,24 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that was sent nowhere."""
+
+    request_id: str
+    s_ago: float
+    model: str
+    path: str
+    status: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Decisions:
     """/decisions."""
 
     decisions: tuple[Line, ...]
+    refusals: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +188,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Trouble:
     """What a page says where it has no answer."""
 
     error: str

@@ -179,7 +179,7 @@ def _decisions(rows: Sequence[DecisionRow], width: int) -> RenderableType:
         _Column("MODEL", lambda row: row.model, justify="left"),
         _Column("SENT TO", lambda row: row.pod, justify="left"),
         _Column("BLOCKS", lambda row: row.matched),
-        _Column("TOKENS", lambda row: f"~{words.number(row.prompt_tokens)}"),
+        _Column("TOKENS", lambda row: "" if row.prompt_tokens is None else f"~{words.number(row.prompt_tokens)}"),
         _Column("END", _ended, justify="left"),
     ]
     return _table(columns, rows, width)

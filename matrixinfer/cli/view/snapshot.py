@@ -32,6 +32,7 @@ class Look:
     samples: Samples
     endpoints: Sequence[pages.Endpoint]
     decisions: Sequence[pages.Line]
+    refusals: Sequence[pages.Refusal]
     routes: pages.Routes
 
 
@@ -76,7 +77,7 @@ class ModelRow:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRow:
-    """One recent decision."""
+    """One recent decision, or refusal (without a ticket, a pod and a prompt)."""
 
     s_ago: float
     ticket: str
@@ -84,7 +85,7 @@ class DecisionRow:
     model: str
     pod: str  # its address where the pod is gone
     matched: str
-    prompt_tokens: int
+    prompt_tokens: int | None
     end: str
 
 
@@ -143,7 +144,7 @@ def snapshot(looks: Sequence[Look], *, url: str, admin_url: str, up_s: float, si
         served=sum(now.samples.of(names.REQUESTS).values()),
         endpoints=tuple(sorted((_endpoint(each, growth, shorten) for each in now.endpoints), key=_by_name)),
         models=tuple(_models(now.routes, growth)),
-        decisions=tuple(_decision(line, pods) for line in now.decisions),
+        decisions=tuple(_decisions(now, pods)),
         problems=tuple(_problems(now, growth.long)),
     )
 
@@ -250,17 +251,35 @@ def _models(routes: pages.Routes, growth: _Growth) -> Iterable[ModelRow]:
         yield ModelRow(UNKNOWN, ("no route names it",), served=False, traffic=unknown)
 
 
-def _decision(line: pages.Line, pods: Mapping[str, str]) -> DecisionRow:
-    return DecisionRow(
-        s_ago=line.s_ago,
-        ticket=line.ticket,
-        request_id=line.request_id,
-        model=line.model,
-        pod=pods.get(line.endpoint, line.endpoint),
-        matched=line.matched_blocks,
-        prompt_tokens=line.prompt_tokens,
-        end=line.end,
-    )
+def _decisions(now: Look, pods: Mapping[str, str]) -> list[DecisionRow]:
+    """Return decisions and refusals, newest first."""
+    sent = [
+        DecisionRow(
+            s_ago=line.s_ago,
+            ticket=line.ticket,
+            request_id=line.request_id,
+            model=line.model,
+            pod=pods.get(line.endpoint, line.endpoint),
+            matched=line.matched_blocks,
+            prompt_tokens=line.prompt_tokens,
+            end=line.end,
+        )
+        for line in now.decisions
+    ]
+    refused = [
+        DecisionRow(
+            s_ago=line.s_ago,
+            ticket="",
+            request_id=line.request_id,
+            model=line.model,
+            pod="",
+            matched="",
+            prompt_tokens=None,
+            end=f"{line.status} {line.reason}",
+        )
+        for line in now.refusals
+    ]
+    return sorted((*sent, *refused), key=lambda row: row.s_ago)
 
 
 def _problems(now: Look, lately: Samples) -> Iterable[str]:

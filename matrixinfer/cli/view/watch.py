@@ -1,6 +1,6 @@
 """Looks at a running stack again and again, and hands over what it sees: the one place that asks the picker.
 
-It asks for as little as will do: decisions only after the ledger has moved, routes only after the cluster has. A picker
+It asks for as little as will do: decisions only after requests have come or gone, routes only after the cluster has. A picker
 that does not answer is asked again; what it said last stays.
 """
 
@@ -18,7 +18,7 @@ from matrixinfer.cli.view import samples
 from matrixinfer.cli.view.snapshot import Look, kept, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from matrixinfer.cli.view.snapshot import Snapshot
     from matrixinfer.local.stack import Stack
@@ -56,13 +56,13 @@ async def _look(picker: aiohttp.ClientSession, before: Look | None) -> Look:
         routes = pages.read(await _page(picker, "/routes"), pages.Routes)
     else:
         routes = before.routes
-    decisions: Sequence[pages.Line]
-    if before is None or _moved(samples.LEDGER, before, page):
-        decisions = pages.read(await _page(picker, f"/decisions?limit={DECISIONS}"), pages.Decisions).decisions
-        return Look(time.monotonic(), page, endpoints, decisions, routes)
+    if before is None or _moved(samples.LEDGER, before, page) or _moved(samples.REQUESTS, before, page):
+        recent = pages.read(await _page(picker, f"/decisions?limit={DECISIONS}"), pages.Decisions)
+        return Look(time.monotonic(), page, endpoints, recent.decisions, recent.refusals, routes)
     now = time.monotonic()
     decisions = [replace(line, s_ago=line.s_ago + now - before.at) for line in before.decisions]
-    return Look(now, page, endpoints, decisions, routes)
+    refusals = [replace(line, s_ago=line.s_ago + now - before.at) for line in before.refusals]
+    return Look(now, page, endpoints, decisions, refusals, routes)
 
 
 def _moved(name: str, before: Look, page: samples.Samples) -> bool:
