@@ -8,7 +8,7 @@ method of its role. It reads the cycle and returns a value: no clock, no chance 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +26,7 @@ class Draw(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Cycle:
+class Cycle(NamedTuple):
     """One scheduling cycle over n candidates; arrays are aligned with `rows` (shape (n,))."""
 
     request: InferenceRequest
@@ -41,16 +40,7 @@ class Cycle:
 
     def narrowed(self, keep: NDArray[np.bool_]) -> Cycle:
         """Return the cycle over the candidates that `keep` (shape (n,)) marks."""
-        return Cycle(
-            self.request,
-            self.table,
-            self.rows[keep],
-            self.matched[keep],
-            self.blocks,
-            self.now,
-            self.draw,
-            self.trunk,
-        )
+        return self._replace(rows=self.rows[keep], matched=self.matched[keep])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Filters run in the configured order, scorers rate who is left, the weighted mean
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -32,8 +32,7 @@ class Profile:
     observers: tuple[Observer, ...] = ()  # those of the above that remember decisions
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The outcome of a cycle, best first: the chosen endpoint and those to fall back to."""
 
     rows: tuple[int, ...]
@@ -48,6 +47,7 @@ class Scheduler:
         self.profile = profile
         weights = sum(weight for _name, weight, _scorer in profile.scorers) or 1.0
         self._shares = [weight / weights for _name, weight, _scorer in profile.scorers]
+        self._weights = {name: weight for name, weight, _scorer in profile.scorers}
 
     def schedule(self, cycle: Cycle, *, trace: bool = False) -> Result:
         """Order the candidates. Raises NoEndpoints for a cycle without any, Saturated if the filters leave none."""
@@ -90,7 +90,7 @@ class Scheduler:
         return Trace(
             profile=self.profile.name,
             picker=self.profile.picker[0],
-            weights={name: weight for name, weight, _scorer in self.profile.scorers},
+            weights=self._weights,
             addresses=tuple([left.table.address(row) for row in left.rows.tolist()]),
             parts=tuple(parts),
             total=total,
