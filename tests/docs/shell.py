@@ -1,0 +1,185 @@
+"""A reader at the keyboard: types a page's commands into shells, and looks at what comes out.
+
+The reader works in a copy of the tree: everything is there by link but the examples, which pages edit. Pages say ports as
+users have them; here each stands for a free one, and `matrixinfer` and `make run` are given those of the page.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tests.docs.pages import ROOT
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tests.docs.pages import Block
+
+PORTS = ("8080", "9090", "15000", "8081", "9091", "15001", "8001", "8002", "8003")
+COPIED = ("examples",)
+PATIENCE_S = 60
+LOOK_EVERY_S = 0.05
+PREAMBLE = """\
+matrixinfer() {
+  case "$1" in
+    up) shift; command matrixinfer up --port 8080 --metrics-port 9090 --admin-port 15000 "$@" ;;
+    explain) shift; command matrixinfer explain --admin http://127.0.0.1:15000 "$@" ;;
+    *) command matrixinfer "$@" ;;
+  esac
+}
+make() { command make "$@" ARGS="--port 8080 --metrics-port 9090 --admin-port 15000"; }
+"""
+
+
+class Failed(AssertionError):
+    """A page does not keep its word."""
+
+
+class Reader:
+    """One page's reader. As a context manager it leaves nothing running."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "matrixinfer"
+        self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self._terminals: list[_Shell] = []
+        self._stack = ExitStack()
+        self._last: _Shell | None = None
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir()
+        for entry in ROOT.iterdir():
+            if entry.name not in (*COPIED, ".git", ".state", "build"):
+                (self._folder / entry.name).symlink_to(entry)
+        for name in COPIED:
+            shutil.copytree(ROOT / name, self._folder / name)
+        self._shell = self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for terminal in reversed(self._terminals):
+            terminal.interrupt()
+        self._stack.close()
+
+    def follow(self, block: Block) -> None:
+        """Do what the block says. Raises Failed."""
+        if block.language == "text" and "expect" in block.tags:
+            if self._last is None:
+                raise Failed("there is nothing before this block that could say it")
+            self._last.expect(self._ported(block.text))
+        elif "ctrl-c" in block.tags:
+            self._terminals.pop().interrupt()
+        elif "terminal" in block.tags:
+            self._last = self._open()
+            self._terminals.append(self._last)
+            self._last.type(self._ported(block.text))
+        elif "test" in block.tags:
+            self._last = self._shell
+            self._shell.run(self._ported(block.text), fails="fails" in block.tags)
+
+    def _open(self) -> _Shell:
+        shell = _Shell(self._folder, self._folder.parent / f"{len(self._terminals)}.{time.monotonic_ns()}.out")
+        self._stack.callback(shell.close)
+        shell.type(self._ported(PREAMBLE))
+        return shell
+
+    def _ported(self, text: str) -> str:
+        return re.sub(r"(?<![\w.])\d{4,5}(?![\w])", lambda match: self._ports.get(match[0], match[0]), text)
+
+
+class _Shell:
+    """A bash whose output goes to a file."""
+
+    def __init__(self, folder: Path, output: Path) -> None:
+        self._output = output
+        self._from = 0  # where the output of the last block begins
+        self._blocks = 0
+        path = f"{folder / '.venv' / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        with output.open("wb") as file:
+            self._process = subprocess.Popen(
+                ["bash", "--noprofile", "--norc"],
+                cwd=folder,
+                env=os.environ | {"PATH": path, "COLUMNS": "160", "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def type(self, text: str) -> None:
+        """Write lines and do not wait."""
+        self._from = len(self._seen())
+        assert self._process.stdin is not None
+        self._process.stdin.write(text.encode())
+        self._process.stdin.flush()
+
+    def run(self, text: str, *, fails: bool) -> None:
+        """Run lines to their end. Raises Failed if they fail, or if they do not although they should."""
+        self._blocks += 1
+        ended = f"--- block {self._blocks} ended: "
+        wrapped = f"{{\n{text}\n}}" if fails else f"set -e\n{text}\nset +e"
+        self.type(f'{wrapped}\necho "{ended}$?"\n')
+        status = self._wait(rf"{re.escape(ended)}(\d+)\n")[1]
+        if fails and status == "0":
+            raise Failed(f"it should fail, and does not:\n{self._seen()[self._from :]}")
+
+    def expect(self, text: str) -> None:
+        """Wait until the last block has said these lines. Raises Failed."""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        parts = (".*?".join(re.escape(part.strip()) for part in line.split("…")) for line in lines)
+        self._wait(r"(?:.|\n)*?".join(parts), lines=True)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C, and leave the shell."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGINT)
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        """End everything that the shell started in its session."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _seen(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def _wait(self, pattern: str, *, lines: bool = False) -> re.Match[str]:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            over = self._process.poll() is not None
+            output = self._seen()[self._from :]
+            found = re.search(pattern, output)
+            if found:
+                return found
+            done = over or (lines and "--- block" in output)
+            if done or time.monotonic() > deadline:
+                why = "the shell has ended" if over else "it is not there"
+                raise Failed(f"{why}; what is there:\n{output}\nwhat should be:\n{pattern}")
+            time.sleep(LOOK_EVERY_S)
+
+
+def _free_ports(count: int) -> list[str]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [str(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

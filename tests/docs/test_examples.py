@@ -1,0 +1,124 @@
+"""The examples: all are valid, and those that need no real engine do what their comments say."""
+
+import json
+from collections import Counter
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+
+from extproc import plugins
+from extproc.scheduling import config
+from matrixinfer.api import core, kinds
+from matrixinfer.cluster import directory
+from matrixinfer.local.stack import Config, Stack
+from tests.docs.pages import ROOT
+from tests.e2e.stack import CHAT, World
+from tests.local.waiting import eventually_async
+
+EXAMPLES = ROOT / "examples"
+SCHEDULING = EXAMPLES / "scheduling"
+MANIFESTS = sorted(folder for folder in EXAMPLES.iterdir() if folder != SCHEDULING)
+LATER = {"real-vllm"}  # needs vLLM
+HERE = {"quickstart", "canary", "header-routing", "lora", "two-models"}
+
+
+@pytest.mark.parametrize("folder", MANIFESTS, ids=lambda folder: folder.name)
+def test_every_example_is_valid(folder):
+    reading = directory.read(folder)
+
+    assert reading.entries
+    assert reading.findings == []
+
+
+@pytest.mark.parametrize("file", sorted(SCHEDULING.iterdir()), ids=lambda file: file.name)
+def test_every_scheduler_configuration_loads(file):
+    config.build(config.load(config.parse(file.read_text()), plugins.BUILTIN))
+
+
+def test_no_example_is_forgotten():
+    assert {folder.name for folder in MANIFESTS} == HERE | LATER
+
+
+@asynccontextmanager
+async def up(name, scheduling=None):
+    """The example, as soon as the picker knows all of its engines."""
+    settings = Config(
+        directory=EXAMPLES / name, port=0, admin_port=0, metrics_port=0, log_level="warning", scheduling=scheduling
+    )
+    async with aiohttp.ClientSession() as http, Stack(settings) as stack:
+        await stack.ready()
+        world = World(stack, EXAMPLES / name, http)
+
+        async def known():
+            pods = [core.Pod.model_validate(item) for item in (await stack.cluster.list(kinds.POD)).items]
+            try:
+                async with http.get(f"{stack.admin_url}/endpoints") as answer:
+                    listed = (await answer.json())["endpoints"]
+            except aiohttp.ClientConnectionError:  # Envoy serves already, the picker does not yet
+                return False
+            scraped = [each for each in listed if each["ready"] and each["models"]]
+            return len(scraped) == len(pods) == sum(pod.ready for pod in pods)
+
+        await eventually_async(known)
+        yield world
+
+
+async def served_by(world, path=CHAT, headers=None, **body):
+    answer = await world.send(path, headers=headers, **body)
+    assert answer.status == 200, answer.body
+    return answer.json["model"]
+
+
+@pytest.mark.envoy
+async def test_canary_gives_the_next_version_its_share():
+    async with up("canary") as world:
+        models = Counter([await served_by(world, max_tokens=1) for _ in range(150)])
+
+    assert set(models) == {"demo", "demo-next"}
+    assert models["demo"] > models["demo-next"]
+
+
+@pytest.mark.envoy
+async def test_header_routing_tells_clients_apart():
+    async with up("header-routing") as world:
+        assert await served_by(world) == "demo-small"
+        assert await served_by(world, headers={"X-Plan": "paid"}) == "demo-large"
+        assert await served_by(world, headers={"x-experiment": "b2"}) == "demo-large"
+        assert await served_by(world, headers={"x-experiment": "a"}) == "demo-small"
+        assert await served_by(world, "/v1/completions", headers={"x-experiment": "b2"}) == "demo-small"
+
+
+@pytest.mark.envoy
+async def test_lora_adapters_are_served_where_they_are_loaded():
+    async with up("lora") as world:
+        addresses = await world.engines()
+        explain = {"x-matrixinfer-explain": "1"}
+        answers = [await world.send(CHAT, model="summary", headers=explain, max_tokens=1) for _ in range(10)]
+        listed = (await world.send("/v1/models", method="GET")).json["data"]
+        sql = await served_by(world, model="sql")
+
+    chosen = {json.loads(answer.headers["x-matrixinfer-decision"])["endpoints"][0] for answer in answers}
+    assert chosen == {addresses["base-0"]}
+    assert sql == "sql"
+    assert {model["id"]: model["parent"] for model in listed} == {"demo": None, "sql": "demo", "summary": "demo"}
+
+
+@pytest.mark.envoy
+async def test_two_models_stand_behind_one_gateway():
+    async with up("two-models") as world:
+        answered = await served_by(world, model="assistant")
+        embedded = await served_by(
+            world, "/v1/embeddings", model="embeddings", input="hello", prompt=None, max_tokens=None
+        )
+
+    assert (answered, embedded) == ("chat-8b", "embed-small")
+
+
+@pytest.mark.envoy
+async def test_quickstart_serves_with_another_scheduler_configuration():
+    async with up("quickstart", SCHEDULING / "load-first.yaml") as world:
+        assert await served_by(world) == "demo"
+
+        async with world.http.get(f"{world.stack.admin_url}/config") as answer:
+            assert "weighted-random-picker" in await answer.text()

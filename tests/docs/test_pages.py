@@ -1,0 +1,69 @@
+"""The pages keep their word: what they tell to type works and says what they show, their YAML is valid, their links lead somewhere."""
+
+import pytest
+import yaml
+
+from extproc import plugins
+from extproc.scheduling import config
+from matrixinfer.cluster import directory
+from tests.docs.pages import PAGES, ROOT, anchors, blocks, links, runnable
+from tests.docs.shell import Reader
+
+OURS = ("networking.matrixinfer.ai/v1alpha1", "v1")
+SCHEDULER = "EndpointPickerConfig"
+RUNNABLE = [page for page in PAGES if runnable(page)]
+
+
+def named(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.envoy
+@pytest.mark.parametrize("page", RUNNABLE, ids=named)
+def test_every_command_works_and_says_what_the_page_shows(page, tmp_path):
+    with Reader(tmp_path) as reader:
+        for block in blocks(page):
+            try:
+                reader.follow(block)
+            except AssertionError as error:
+                raise AssertionError(f"{named(page)}:{block.line}: {error}") from error
+
+
+def yaml_blocks():
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "yaml":
+                yield pytest.param(block, id=f"{named(page)}:{block.line}")
+
+
+@pytest.mark.parametrize("block", list(yaml_blocks()))
+def test_every_yaml_block_is_valid(block, tmp_path):
+    documents = [document for document in yaml.safe_load_all(block.text) if isinstance(document, dict)]
+    assert documents
+
+    if any(document.get("kind") == SCHEDULER for document in documents):
+        config.build(config.load(config.parse(block.text), plugins.BUILTIN))
+    elif any(document.get("apiVersion") in OURS for document in documents):
+        (tmp_path / "block.yaml").write_text(block.text)
+        reading = directory.read(tmp_path)
+        dangling = [finding for finding in reading.findings if "no ModelServer" in finding.message]
+        assert [str(finding) for finding in reading.findings if finding.severity == "error"] == [
+            str(d) for d in dangling
+        ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_to_a_file_and_a_heading_that_exist(page):
+    for path, anchor in links(page):
+        target = (page.parent / path).resolve() if path else page
+
+        assert target.exists(), f"{named(page)} links to {path}"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{named(page)} links to {path}#{anchor}"
+
+
+def test_every_page_can_be_reached_from_the_map():
+    index = ROOT / "docs" / "index.md"
+    reached = {(index.parent / path).resolve() for path, _ in links(index) if path}
+
+    assert {page for page in PAGES if page.parent == index.parent} - {index} <= reached
