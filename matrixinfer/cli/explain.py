@@ -53,6 +53,7 @@ def _explain(wanted: str, admin: str, *, raw: bool) -> None:
     from urllib.parse import quote  # noqa: PLC0415 - see main.py
 
     from matrixinfer.cli import pages  # noqa: PLC0415
+    from matrixinfer.cli.view import words  # noqa: PLC0415
 
     status, answer = _asked(admin, f"/decisions/{quote(wanted, safe='')}")
     refused = _refused(answer) if status == _NOT_FOUND else None
@@ -61,10 +62,9 @@ def _explain(wanted: str, admin: str, *, raw: bool) -> None:
     if raw:
         sys.stdout.write(answer.decode())
     elif refused is not None:
-        sys.stdout.write(
-            f"request {refused.request_id} was sent nowhere: refused with {refused.status} ({refused.reason})\n"
-            f"{refused.message}\n"
-        )
+        why = f"refused with {refused.status} ({refused.reason})"
+        sys.stdout.write(words.printable(f"request {refused.request_id} was sent nowhere: {why}") + "\n")
+        sys.stdout.write(words.printable(refused.message) + "\n")
     else:
         decision = pages.read(answer, pages.Decision)
         _, listed = _asked(admin, "/endpoints")

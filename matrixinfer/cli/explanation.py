@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -28,7 +29,7 @@ def explanation(decision: pages.Decision, pods: Mapping[str, str], *, width: int
 def _head(decision: pages.Decision, pods: Mapping[str, str]) -> Iterator[RenderableType]:
     yield Text.assemble(
         ("request ", "dim"),
-        (decision.request_id or "without an id", "bold"),
+        (words.printable(decision.request_id) or "without an id", "bold"),
         ("  ticket ", "dim"),
         decision.ticket,
         (f"  {words.ago(decision.s_ago)} ago", "dim"),
@@ -37,7 +38,7 @@ def _head(decision: pages.Decision, pods: Mapping[str, str]) -> Iterator[Rendera
     renamed = f" as {decision.engine_model}" if decision.engine_model != decision.model else ""
     yield Text.assemble(
         ("model   ", "dim"),
-        f"{decision.model} -> {decision.target}{renamed}",
+        words.printable(f"{decision.model} -> {decision.target}{renamed}"),
         (f" (route {decision.route}{rule})", "dim"),
     )
     yield Text.assemble(
@@ -64,23 +65,25 @@ def _candidates(decision: pages.Decision, pods: Mapping[str, str], *, wide: bool
         heading = name if wide else name.removesuffix("-scorer").replace("-", "-\n")
         table.add_column(f"{heading}\nx {weight:g}", justify="right", no_wrap=True)
     order = {address: at for at, address in enumerate(decision.endpoints)}
+    dropped: defaultdict[str, list[str]] = defaultdict(list)
     for candidate in decision.candidates:
+        if candidate.score is None:
+            dropped[candidate.dropped_by].append(candidate.endpoint)
+            continue
         place = order.get(candidate.endpoint)
         row = ["" if place is None else "chosen" if place == 0 else f"{place + 1}.", candidate.endpoint]
         if wide:
             row.append(pods.get(candidate.endpoint, ""))
-        if candidate.score is None:
-            table.add_row("left out", *row[1:], "", f"by {candidate.dropped_by}", style="dim")
-            continue
         row.append(f"{candidate.score:.4f}")
         row += [f"{candidate.scores[name]:.4f}" if name in candidate.scores else "" for name in decision.weights]
-        table.add_row(*row, style="bold green" if place == 0 else "")
+        table.add_row(*map(Text, row), style="bold green" if place == 0 else "")
     total = sum(decision.weights.values())
     legend = (
         f"profile {decision.profile}, {decision.picker}; score: the scorers' mean by weight (sum {total:g}), 0 to 1; "
         "2., 3., ...: where Envoy goes next if the chosen one fails"
     )
-    return Group(table, Text(legend, "dim"))
+    left_out = [Text(f"left out by {name}: {', '.join(endpoints)}") for name, endpoints in dropped.items()]
+    return Group(table, *left_out, Text(legend, "dim"))
 
 
 def _end(end: pages.End) -> RenderableType:

@@ -63,7 +63,7 @@ class Samples:
 def samples(page: str) -> Samples:
     """Return what the view needs of a metrics page."""
     found: defaultdict[str, dict[Labels, float]] = defaultdict(dict)
-    for line in page.splitlines():
+    for line in page.split("\n"):
         name, brace, rest = line.partition("{")
         if not brace:
             name, _, rest = line.partition(" ")

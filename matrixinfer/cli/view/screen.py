@@ -46,7 +46,9 @@ class _Column(Generic[Row]):
 
 def screen(shown: Snapshot, *, width: int, height: int) -> RenderableType:
     """Return the screen; it has at most `height` lines."""
-    problems = [Text(f"! {text}", "yellow", no_wrap=True, overflow="ellipsis") for text in shown.problems]
+    problems = [
+        Text(f"! {words.printable(text)}", "yellow", no_wrap=True, overflow="ellipsis") for text in shown.problems
+    ]
     head: list[RenderableType] = [_title(shown, width), _totals(shown.total, shown, width)]
     if shown.silent_s is not None:
         away = f"! the picker has not answered for {words.ago(shown.silent_s)}: what follows is the last it told"
@@ -100,7 +102,8 @@ def _totals(total: Traffic, shown: Snapshot, width: int) -> Text:
     line.append("  TTFT ")
     line.append(_quantiles(total), "bold")
     tell(str(shown.inflight), "in flight")
-    tell(words.number(total.errors), "errors", "bold red" if total.errors else "bold")
+    line.append("  errors ")
+    line.append(words.number(total.errors), "bold red" if total.errors else "bold")
     if width >= _WIDE:
         tell(words.rate(total.input_s), "prompt tok/s")
         tell(words.number(shown.served), "requests in all")
@@ -193,7 +196,8 @@ def _table(columns: Iterable[_Column[Row]], rows: Iterable[Row], width: int) -> 
         least = _STEADY if column.justify == "right" and column.heading else None
         table.add_column(column.heading, justify=column.justify, no_wrap=True, overflow="ellipsis", min_width=least)
     for row in rows:
-        table.add_row(*(column.cell(row) for column in shown))
+        cells = (column.cell(row) for column in shown)
+        table.add_row(*(Text(words.printable(cell)) if isinstance(cell, str) else cell for cell in cells))
     return table
 
 
@@ -217,11 +221,14 @@ def _heat(usage: float) -> str:
 
 
 def _targets(row: ModelRow) -> Text:
-    return Text(", ".join(row.targets) or "no ModelServer", "" if row.served else "bold red")
+    return Text(words.printable(", ".join(row.targets)) or "no ModelServer", "" if row.served else "bold red")
 
 
 def _ended(row: DecisionRow) -> Text:
-    return Text(row.end, {"complete": "green", "open": "cyan", "client-gone": "yellow"}.get(row.end, "bold red"))
+    return Text(
+        words.printable(row.end),
+        {"complete": "green", "open": "cyan", "client-gone": "yellow"}.get(row.end, "bold red"),
+    )
 
 
 def _count(value: float, style: str = "") -> Text:

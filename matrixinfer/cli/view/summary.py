@@ -24,7 +24,7 @@ def summary(before: Snapshot | None, now: Snapshot) -> str:
     if (now.ready, len(now.endpoints)) != (before.ready, len(before.endpoints)):
         parts.append(f"{now.ready} of {len(now.endpoints)} endpoints ready")
     parts += [problem for problem in now.problems if problem not in before.problems]
-    return "; ".join(parts)
+    return words.printable("; ".join(parts))
 
 
 def _traffic(now: Snapshot) -> str:

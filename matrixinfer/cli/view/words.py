@@ -6,6 +6,11 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 NOTHING = "-"  # where there is nothing to tell
 
 
+def printable(text: str) -> str:
+    """Return one line that does nothing to a terminal but fill it: names and ids may be whatever a client has sent."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else " " for each in text)
+
+
 def number(value: float) -> str:
     """Return a count: 7, 950, 12.3k, 4.56M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
