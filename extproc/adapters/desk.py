@@ -175,5 +175,5 @@ def _model(body: bytes) -> str:
     """Return the model that a refused request named, for the metric; "" if it cannot be told."""
     try:
         return _named(body).model or ""
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""

@@ -47,6 +47,14 @@ def test_a_served_request_is_counted_once():
     assert stage.value("matrixinfer_ledger_open") == 0
 
 
+def test_a_model_that_is_no_text_is_refused_and_counted():
+    stage = Counting()
+    with pytest.raises(errors.BadRequest, match="not UTF-8"):
+        stage.desk.decide(HttpRequest("POST", "/v1/completions", {}, b'{"model":"\x80"}'))
+
+    assert stage.value("matrixinfer_requests_total", model="unknown", status="400", reason="bad-request") == 1
+
+
 def test_models_that_no_route_names_are_no_labels():
     stage = Counting()
     for number in range(5):
