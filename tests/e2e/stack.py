@@ -143,6 +143,7 @@ class World:
     stack: Stack
     directory: Path
     http: aiohttp.ClientSession
+    pids: Mapping[str, int] = field(default_factory=dict)  # of the processes as they began
     _numbers: Any = field(default_factory=itertools.count)
 
     @property
@@ -332,8 +333,7 @@ async def running(directory: Path, *documents: str, **config: Any) -> AsyncItera
     timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http, Stack(settings) as stack:
         await stack.ready()
-        world = World(stack, directory, http)
-        yield world
+        yield World(stack, directory, http, stack.pids())
 
 
 def write(directory: Path, documents: Iterable[str]) -> None:
