@@ -103,6 +103,10 @@ class _Picker:
         table = EndpointTable()
         self._world = World(table, Pools(table), Ledger(table), _index(self._settings.current))
         numbers, process = itertools.count(1), secrets.token_hex(4)
+
+        def tickets() -> str:
+            return f"{process}-{next(numbers):x}"
+
         draw = random.Random()  # noqa: S311 - chance for balance, not for secrets
         self._director = Director(
             self._world,
@@ -110,7 +114,7 @@ class _Picker:
             blocks=settings.blocks(self._settings.current),
             clock=time.monotonic,
             draw=draw,
-            tickets=lambda: f"{process}-{next(numbers):x}",
+            tickets=tickets,
             ask_usage=not args.no_usage,
         )
         self._view = WorldView(self._world, self._director)
@@ -121,7 +125,10 @@ class _Picker:
         self._telemetry = telemetry.Telemetry(self._world, self._director.routes_know)
         self._desk = Desk(self._director, self._telemetry, access_log=args.access_log)
         self._exchanges = ext_proc.ExtProcService(
-            self._desk, max_body_bytes=args.max_body_bytes, follower=self._desk if args.follow else None
+            self._desk,
+            max_body_bytes=args.max_body_bytes,
+            follower=self._desk if args.follow else None,
+            tickets=tickets,
         )
         self._health = health.HealthService()
         self._telemetry.add_source(self._metrics)

@@ -115,7 +115,7 @@ class Director:
         now = self._clock()
         cycle = self._cycle(request, rows, chain, now)
         result = self._schedule(cycle)
-        record = self._record(cycle, chain, placement, result)
+        record = self._record(http.ticket or self._tickets(), cycle, chain, placement=placement, result=result)
         body, usage = rewrite.rewritten(
             request, model=placement.model if placement.model != request.model else None, usage=self._ask_usage
         )
@@ -221,12 +221,12 @@ class Director:
             rejection.retry_after_s = rejection.retry_after_s or _SATURATED_RETRY_S
             raise
 
-    def _record(self, cycle: Cycle, chain: list[int], placement: Placement, result: Result) -> Record:
+    def _record(self, ticket: str, cycle: Cycle, chain: list[int], *, placement: Placement, result: Result) -> Record:
         """Note the request as sent, and what its endpoint will hold."""
         request = cycle.request
         chosen = result.rows[0]
         sent = Sent(
-            ticket=self._tickets(),
+            ticket=ticket,
             request_id=request.id,
             model=request.model,
             engine_model=placement.model,

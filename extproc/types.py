@@ -42,6 +42,7 @@ class HttpRequest(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     subset: tuple[str, ...] | None = None  # "ip:port" that the gateway allows; None: all
+    ticket: str = ""  # what the gateway has been told already to call it; "": nothing
 
 
 class InferenceRequest(NamedTuple):
@@ -102,6 +103,7 @@ class Outcome(NamedTuple):
     cached_tokens: int | None
     request_bytes: int = 0
     response_bytes: int = 0
+    placed: bool = True  # False: the decision, if there was one, did not reach Envoy
 
     @property
     def complete(self) -> bool:

@@ -69,9 +69,9 @@ class Desk:
 
     def settle(self, outcome: Outcome) -> None:
         """Take the end of a request."""
+        if outcome.endpoint and not (outcome.ticket and outcome.placed):
+            self._telemetry.bypassed()
         if not outcome.ticket:
-            if outcome.endpoint:
-                self._telemetry.bypassed()
             return
         settlement = self._director.settle(outcome)
         if settlement is not None:

@@ -73,8 +73,9 @@ def _outcome(entry: Any) -> Outcome:
     usage = _fields(namespaces, dataplane.USAGE_METADATA)
     started_at = _seconds(common.start_time)
     first_ms = _number(_fields(namespaces, dataplane.TIMING_METADATA), "first_token_ms")
+    ticket = _text(ours, dataplane.TICKET)
     return Outcome(
-        ticket=_text(ours, dataplane.TICKET),
+        ticket=ticket or _text(ours, dataplane.OFFERED),
         request_id=request.request_id,
         model=_text(usage, "model"),
         endpoint=_text(_fields(namespaces, dataplane.SERVED_METADATA), "host") or _upstream(common),
@@ -90,6 +91,7 @@ def _outcome(entry: Any) -> Outcome:
         cached_tokens=_count(usage, "cached_tokens"),
         request_bytes=request.request_body_bytes,
         response_bytes=response.response_body_bytes,
+        placed=bool(ticket),
     )
 
 

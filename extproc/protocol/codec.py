@@ -176,6 +176,7 @@ def _head(name: str) -> bytes:
 _ENDPOINT, _TARGET, _LENGTH = _head(dataplane.ENDPOINT), _head(dataplane.TARGET), _head("content-length")
 _LB, _OURS = _head(dataplane.ENDPOINT_METADATA), _head(dataplane.METADATA)
 _TICKET, _USAGE, _EXPLANATION = _head(dataplane.TICKET), _head(dataplane.USAGE_CHUNKS), _head(dataplane.EXPLANATION)
+_OFFERED = _head(dataplane.OFFERED)
 
 
 def _set_header(name: bytes, value: bytes) -> bytes:
@@ -188,6 +189,12 @@ def _string_entry(key: bytes, value: bytes) -> bytes:
 
 def _struct_entry(key: bytes, entries: bytes) -> bytes:
     return field(_ENTRY, key + field(_VALUE, field(_STRUCT, entries)))
+
+
+def admitted(ticket: str) -> bytes:
+    """Return the answer that lets the request's headers through, and tells the name under which it will be decided."""
+    ours = _string_entry(_OFFERED, ticket.encode())
+    return CONTINUE_REQUEST_HEADERS + field(_METADATA, _struct_entry(_OURS, ours))
 
 
 def decided(

@@ -2,7 +2,8 @@
 
 What the gateway's body mode allows:
 
-- BUFFERED: the headers are let through to the buffer at once, the answer comes with the body.
+- BUFFERED: the headers are let through to the buffer at once, with the name of the request, so that its record can be
+  told from others if the client leaves while the decision is on its way; the answer comes with the body.
 - BUFFERED_PARTIAL: the same; but Envoy routes the headers before the answer if the body was not complete by then.
 - FULL_DUPLEX_STREAMED: nothing is answered until the body is there; then headers, the body in pieces, trailers.
 - STREAMED: as above where the gateway sends the body early; else its headers are routed before there is a body, and
@@ -98,6 +99,7 @@ class Session:
         "_headers",
         "_limit",
         "_mode",
+        "_offered",
         "_row",
         "_size",
         "_state",
@@ -106,8 +108,10 @@ class Session:
         "_trailers",
     )
 
-    def __init__(self, max_body_bytes: int, *, follow: bool = False) -> None:
+    def __init__(self, max_body_bytes: int, *, follow: bool = False, ticket: str = "") -> None:
+        """`ticket` names the request; a gateway that buffers the body learns it before there is a decision to lose."""
         self._limit = max_body_bytes
+        self._offered = ticket
         self._follow = follow
         self._state = State.OPEN
         self._row = _TABLE[State.OPEN]
@@ -152,7 +156,7 @@ class Session:
         self._mode = mode
         self._go(State.COLLECTING)
         if mode in (BodyMode.BUFFERED, BodyMode.BUFFERED_PARTIAL):
-            return _LET_HEADERS
+            return (Send(codec.admitted(self._offered)),) if self._offered else _LET_HEADERS
         if mode == BodyMode.FULL_DUPLEX_STREAMED:
             return _NOTHING
         if mode == BodyMode.STREAMED:
@@ -191,7 +195,8 @@ class Session:
         self._go(State.ASKED)
         chunks, headers = self._chunks, self._headers
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        return (Decide(HttpRequest(headers.get(":method", ""), headers.get(":path", ""), headers, body, self._subset)),)
+        method, path = headers.get(":method", ""), headers.get(":path", "")
+        return (Decide(HttpRequest(method, path, headers, body, self._subset, self._offered)),)
 
     # ---- the answer
 

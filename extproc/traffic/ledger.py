@@ -127,7 +127,7 @@ class Ledger:
         if opened is None:
             if outcome.ticket in self._ended:
                 self.counts.duplicates += 1
-            else:
+            elif outcome.placed:
                 self.counts.strangers += 1
             return None
         self._close(opened)
@@ -189,7 +189,7 @@ def _judged(opened: _Open, outcome: Outcome) -> Settlement:
     flags = _FAILURES.intersection(outcome.flags)
     refused = outcome.status in _REFUSALS and bool(outcome.endpoint)
     served = "" if flags or refused else outcome.endpoint
-    failed = _tried_before(sent.endpoints, outcome)
+    failed = _tried_before(sent.endpoints, outcome) if outcome.placed else ()
     if (flags or refused) and outcome.endpoint and outcome.endpoint not in failed:
         failed = (*failed, outcome.endpoint)
     if outcome.complete:

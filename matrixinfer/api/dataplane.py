@@ -29,6 +29,7 @@ REQUEST_ID: Final = "x-request-id"
 # Dynamic metadata that the picker sets on a decided request (namespace, then keys). All values are strings.
 METADATA: Final = "matrixinfer"
 TICKET: Final = "ticket"  # the picker's own name for the request: what its settlement is matched by
+OFFERED: Final = "offered"  # the same, told before the decision: all that Envoy has if the client leaves meanwhile
 USAGE_CHUNKS: Final = "usage_chunks"  # what to do with usage that the client did not ask for: one of the two below
 HIDE_ALL: Final = "hide-all"  # drop the final usage-only chunk, and usage inside other chunks
 HIDE_RUNNING: Final = "hide-running"  # the client asked for final usage: strip it from the other chunks only

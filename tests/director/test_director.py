@@ -42,6 +42,14 @@ def test_requests_that_share_nothing_spread_evenly():
     assert all(90 <= placed[address] <= 110 for address in ADDRESSES)
 
 
+def test_a_request_keeps_the_name_under_which_the_gateway_knows_it():
+    stage = Stage()
+
+    decision = stage.director.decide(a_chat("hi")._replace(ticket="t-9"))
+
+    assert (decision.ticket, stage.director.sent_at("t-9") is not None) == ("t-9", True)
+
+
 def test_settlement_ends_the_request_once():
     stage = Stage()
     decision = stage.director.decide(a_chat("hi"))

@@ -78,6 +78,16 @@ def test_requests_that_went_round_the_picker_are_counted():
     assert stage.value("matrixinfer_ledger_total", event="stranger") == 0
 
 
+def test_a_request_that_went_on_before_its_decision_came_is_counted_as_round_the_picker_and_settled():
+    stage = Counting()
+    outcome = an_outcome(stage.desk.decide(a_chat("hi")))._replace(placed=False)
+
+    stage.desk.settle(outcome)
+
+    assert stage.value("matrixinfer_bypassed_total") == 1
+    assert stage.value("matrixinfer_ledger_total", event="settled") == 1
+
+
 def test_a_lost_record_is_an_outcome_of_its_own(caplog):
     stage = Counting()
     stage.desk.decide(a_chat("hi"))

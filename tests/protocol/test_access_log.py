@@ -24,6 +24,7 @@ EMPTY = Outcome(
     prompt_tokens=None,
     completion_tokens=None,
     cached_tokens=None,
+    placed=False,
 )
 
 
@@ -79,6 +80,13 @@ def test_a_whole_entry_becomes_a_whole_outcome():
         request_bytes=900,
         response_bytes=4000,
     )
+
+
+def test_a_request_whose_decision_did_not_arrive_has_the_name_that_was_offered():
+    offered, _ = an_entry(matrixinfer={"offered": "t-1"})
+    decided, _ = an_entry(matrixinfer={"offered": "t-1", "ticket": "t-1"})
+
+    assert [(one.ticket, one.placed) for one in map(the_outcome, (offered, decided))] == [("t-1", False), ("t-1", True)]
 
 
 def test_an_empty_entry_is_an_empty_outcome():

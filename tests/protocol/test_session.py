@@ -49,6 +49,17 @@ def test_buffered_headers_are_let_through_and_the_body_is_decided():
     assert ended(third) == [OK]
 
 
+def test_a_gateway_that_buffers_learns_the_requests_name_before_the_decision():
+    session = Session(1000, ticket="t-9")
+
+    (first,) = sent(session.step(headers()))
+    (request,) = asked(session.step(BODY))
+
+    assert first.WhichOneof("response") == "request_headers"
+    assert metadata(first) == {"matrixinfer": {"offered": "t-9"}}
+    assert request.ticket == "t-9"
+
+
 def test_the_question_carries_method_path_headers_and_subset():
     session = a_session(headers(subset=("10.0.0.1:8000",), x_request_id="r"))
 

@@ -81,6 +81,35 @@ def test_a_second_record_changes_nothing():
     assert table.inflight.sum() == 0
 
 
+def test_a_client_that_left_before_the_decision_arrived_is_settled_and_speaks_against_nobody():
+    table = a_table()
+    ledger = Ledger(table)
+    ledger.open(sent())
+
+    settlement = ledger.settle(
+        an_outcome(endpoint="", status=0, flags=("DC",), attempts=0)._replace(placed=False), now=1.0
+    )
+
+    assert (settlement.end, settlement.served, settlement.failed) == (End.CLIENT_GONE, "", ())
+    assert table.inflight.sum() == 0
+
+
+def test_a_gateway_that_went_on_without_the_decision_did_not_try_its_endpoints():
+    ledger = Ledger(a_table())
+    ledger.open(sent())
+
+    settlement = ledger.settle(an_outcome(endpoint="10.0.0.9:8000", attempts=2)._replace(placed=False), now=1.0)
+
+    assert (settlement.served, settlement.failed) == ("10.0.0.9:8000", ())
+
+
+def test_the_record_of_a_request_that_was_refused_is_no_strangers():
+    ledger = Ledger(a_table())
+
+    assert ledger.settle(an_outcome("refused", endpoint="")._replace(placed=False), now=1.0) is None
+    assert ledger.counts.strangers == 0
+
+
 def test_a_ticket_is_opened_once():
     ledger = Ledger(a_table())
     ledger.open(sent())

@@ -82,12 +82,17 @@ class ExtProcService:
         max_body_bytes: int = 16 << 20,
         max_held_bytes: int = 1 << 30,
         follower: Follower | None = None,
+        tickets: Callable[[], str] = str,
     ) -> None:
-        """`max_held_bytes` bounds the bodies of all exchanges that are collected or parked; beyond it, 503."""
+        """`tickets` gives every exchange a name ("": none), which gateways learn before the decision.
+
+        `max_held_bytes` bounds the bodies of all exchanges that are collected or parked; beyond it, 503.
+        """
         self.asker = asker
         self.max_body_bytes = max_body_bytes
         self.max_held_bytes = max_held_bytes
         self.follower = follower
+        self.tickets = tickets
         self.held = 0  # bytes of bodies
         self.exchanges = 0  # opened
         self.bugs = 0  # exceptions of the asker that were no rejections
@@ -118,7 +123,7 @@ class _Exchange:
     def __init__(self, service: ExtProcService, call: Call) -> None:
         self._service = service
         self._call = call
-        self._session = Session(service.max_body_bytes, follow=service.follower is not None)
+        self._session = Session(service.max_body_bytes, follow=service.follower is not None, ticket=service.tickets())
         self._parked: Parked | None = None
         self._held = 0
 
