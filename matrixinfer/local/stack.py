@@ -163,7 +163,9 @@ class Stack:
             raise NotReady(f"cannot serve after {within_s:g} s: {problem}\n{why}".rstrip()) from None
 
     async def _problem(self) -> str:
-        return await readiness.gateway_problem(self.cluster, self.url, through_url=self._http, admin=self._envoy_admin)
+        return await readiness.gateway_problem(
+            self.cluster, picker_url=self.admin_url, http=self._http, envoy_admin=self._envoy_admin
+        )
 
     async def _start(self) -> None:
         config, cleanup = self.config, self._cleanup
