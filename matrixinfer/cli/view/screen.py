@@ -7,7 +7,7 @@ shown, then the busiest, in the order of their names; a last line says what the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from rich.console import Group
 from rich.table import Table
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 _WIDE: Final = 104  # columns from which there is room for what is nice to know
-_FEWEST: Final = 3  # endpoints that are always shown
+_FEWEST: Final = 5  # endpoints that are always shown
 _MODELS: Final = 4
 _DECISIONS: Final = 5
 _PROBLEMS: Final = 3
@@ -46,18 +46,16 @@ class _Column(Generic[Row]):
 
 def screen(shown: Snapshot, *, width: int, height: int) -> RenderableType:
     """Return the screen; it has at most `height` lines."""
-    problems = [
-        Text(f"! {words.printable(text)}", "yellow", no_wrap=True, overflow="ellipsis") for text in shown.problems
-    ]
+    problems = [_note(f"! {text}") for text in shown.problems]
     head: list[RenderableType] = [_title(shown, width), _totals(shown.total, shown, width)]
     if shown.silent_s is not None:
         away = f"! the picker has not answered for {words.ago(shown.silent_s)}: what follows is the last it told"
-        problems.insert(0, Text(away, "bold yellow", no_wrap=True, overflow="ellipsis"))
+        problems.insert(0, _note(away))
     head += _cut(problems, _PROBLEMS, "more problems: see /routes of the admin pages")
     left = height - len(head)
     models = _room(len(shown.models), _MODELS)
     wanted = min(len(shown.endpoints), _FEWEST)
-    decisions = max(0, min(_DECISIONS, len(shown.decisions), left - models - wanted - 7))
+    decisions = max(0, min(_DECISIONS, len(shown.decisions), left - models - wanted - 6))
     endpoints = max(left - models - decisions - (2 if decisions else 0) - 4, 1)
     parts = [*head, "", _endpoints(shown.endpoints, endpoints, width), "", _models(shown.models, models, width)]
     if decisions:
@@ -72,7 +70,12 @@ def _room(count: int, most: int) -> int:
 def _cut(lines: Sequence[Text], most: int, rest: str) -> list[Text]:
     if len(lines) <= most:
         return list(lines)
-    return [*lines[: most - 1], Text(f"! {len(lines) - most + 1} {rest}", "yellow", no_wrap=True, overflow="ellipsis")]
+    return [*lines[: most - 1], _note(f"! {len(lines) - most + 1} {rest}")]
+
+
+def _note(text: str) -> Text:
+    """Return something that is not as it should be, in one line."""
+    return Text(words.printable(text), "yellow", no_wrap=True, overflow="ellipsis")
 
 
 def _title(shown: Snapshot, width: int) -> Text:
@@ -112,7 +115,7 @@ def _totals(total: Traffic, shown: Snapshot, width: int) -> Text:
 
 def _endpoints(rows: Sequence[EndpointRow], lines: int, width: int) -> RenderableType:
     if not rows:
-        return Text("no endpoints: no pod of a ModelServer has an address yet", "yellow")
+        return _note("no endpoints: no pod of a ModelServer has an address yet")
     several = len({row.server for row in rows}) > 1
     columns: list[_Column[EndpointRow]] = [
         _Column("ENDPOINT", lambda row: row.pod, justify="left"),
@@ -131,10 +134,14 @@ def _endpoints(rows: Sequence[EndpointRow], lines: int, width: int) -> Renderabl
     ]
     if len(rows) <= lines:
         return _table(columns, rows, width)
-    best = sorted(rows, key=_interest)[: lines - 1]
-    visible = [row for row in rows if row in best]
-    others = [row for row in rows if row not in best]
+    visible, others = _divided(rows, lines - 1, _interest)
     return Group(_table(columns, visible, width), _others(others))
+
+
+def _divided(rows: Sequence[Row], count: int, interest: Callable[[Row], Any]) -> tuple[list[Row], list[Row]]:
+    """Return the `count` most interesting rows and the others, both in the order they came in."""
+    best = frozenset(sorted(range(len(rows)), key=lambda at: interest(rows[at]))[:count])
+    return [row for at, row in enumerate(rows) if at in best], [row for at, row in enumerate(rows) if at not in best]
 
 
 def _interest(row: EndpointRow) -> tuple[bool, bool, float, float]:
@@ -156,7 +163,7 @@ def _others(rows: Sequence[EndpointRow]) -> Text:
 
 def _models(rows: Sequence[ModelRow], lines: int, width: int) -> RenderableType:
     if not rows:
-        return Text("no models: no ModelRoute is in use", "yellow")
+        return _note("no models: no ModelRoute is in use")
     columns: list[_Column[ModelRow]] = [
         _Column("MODEL", lambda row: row.name, justify="left"),
         _Column("SERVED BY (READY)", _targets, justify="left"),
@@ -169,9 +176,8 @@ def _models(rows: Sequence[ModelRow], lines: int, width: int) -> RenderableType:
     ]
     if len(rows) <= lines:
         return _table(columns, rows, width)
-    busiest = sorted(rows, key=lambda row: (row.served, -row.traffic.requests))[: lines - 1]
-    rest = Text(f"and {len(rows) - lines + 1} more models", "dim")
-    return Group(_table(columns, [row for row in rows if row in busiest], width), rest)
+    visible, others = _divided(rows, lines - 1, lambda row: (row.served, -row.traffic.requests))
+    return Group(_table(columns, visible, width), Text(f"and {len(others)} more models", "dim"))
 
 
 def _decisions(rows: Sequence[DecisionRow], width: int) -> RenderableType:
