@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from engine.simulator import batch, bodies
+from engine.simulator import batch, bodies, errors
 from engine.simulator.answer import Answer
 
 _STOP_REASONS = {"length": "max_tokens", "stop": "end_turn"}
@@ -15,24 +15,35 @@ def as_messages(body: bodies.Body) -> list[dict[str, Any]]:
     """Give the conversation, the system prompt first."""
     messages = bodies.messages(body)
     system = body.get("system")
-    if system:
-        messages = [{"role": "system", "content": system}, *messages]
-    return [{**message, "content": _content(message.get("content"))} for message in messages]
+    spoken = [
+        {**message, "content": _content(message.get("content"), f"body.messages.{number}.content")}
+        for number, message in enumerate(messages)
+    ]
+    return [{"role": "system", "content": _content(system, "body.system")}, *spoken] if system else spoken
 
 
-def _content(content: Any) -> Any:
-    if not isinstance(content, list):
+def _content(content: Any, where: str) -> Any:
+    if content is None or isinstance(content, str):
         return content
     parts: list[dict[str, Any]] = []
-    for part in content:
+    for part in _blocks(content, where):
         if part.get("type") == "tool_result":
             inner = part.get("content")
-            parts += inner if isinstance(inner, list) else [{"type": "text", "text": str(inner)}]
+            parts += _blocks(inner, where) if isinstance(inner, list) else [{"type": "text", "text": str(inner)}]
         elif part.get("type") == "tool_use":
             parts.append({"type": "text", "text": orjson.dumps([part.get("name"), part.get("input")]).decode()})
         else:
             parts.append({key: value for key, value in part.items() if key != "cache_control"})
     return parts
+
+
+def _blocks(content: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(content, list):
+        raise errors.invalid("string_type", where, "Input should be a valid string", content)
+    for number, block in enumerate(content):
+        if not isinstance(block, dict):
+            raise errors.invalid("model_type", f"{where}.{number}", "Input should be a valid dictionary", block)
+    return content
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

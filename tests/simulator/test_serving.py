@@ -184,6 +184,17 @@ def test_any_json_gets_an_answer_below_500(fast: Simulator, path: str, body: dic
     assert fast.call(path, json.dumps(body)).status < 500
 
 
+@pytest.mark.parametrize(
+    "odd", [[None], [-2], ["text"], 5, {"text": "x"}, [{"type": "tool_result", "content": [None]}]]
+)
+@pytest.mark.parametrize("place", ["system", "content"])
+def test_anthropic_content_that_is_no_block_is_refused(fast: Simulator, place: str, odd: Any):
+    body = {"model": "demo", "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
+    given = body | ({"system": odd} if place == "system" else {"messages": [{"role": "user", "content": odd}]})
+
+    assert fast.call("/v1/messages", json.dumps(given)).status == 400
+
+
 def test_expect_continue_and_chunked_bodies_are_served(fast: Simulator):
     with socket.create_connection(("127.0.0.1", fast.port)) as connection:
         connection.sendall(
