@@ -8,6 +8,7 @@ The words behind a fence's language say what becomes of a block:
     sh test ctrl-c     end the terminal that was opened last
     text expect        has to be in the output of the block before it, line by line in this order; … stands for anything
     yaml               manifests of ours have to be valid, and scheduler configurations have to load
+    yaml file=PATH     likewise; also saved there, which a gateway that runs takes up
 
 Other blocks are for reading.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"\]\((?!https?://|mailto:)(?P<path>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -32,6 +34,11 @@ class Block:
     language: str
     tags: frozenset[str]
     text: str
+
+    @property
+    def file(self) -> str | None:
+        """Where the block is to be saved."""
+        return next((tag.removeprefix("file=") for tag in self.tags if tag.startswith("file=")), None)
 
 
 def blocks(page: Path) -> list[Block]:
@@ -58,5 +65,5 @@ def anchors(page: Path) -> set[str]:
 
 def links(page: Path) -> list[tuple[str, str]]:
     """Return path and anchor ("" if there is none) of the page's links to other files of ours."""
-    prose = FENCE.sub("", page.read_text())
+    prose = CODE.sub("", FENCE.sub("", page.read_text()))
     return [(match["path"], (match["anchor"] or "").removeprefix("#")) for match in LINK.finditer(prose)]

@@ -6,6 +6,7 @@ users have them; here each stands for a free one, and `matrixinfer` and `make ru
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,9 +15,12 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+import yaml
 
 from tests.docs.pages import ROOT
 
@@ -78,6 +82,8 @@ class Reader:
             if self._last is None:
                 raise Failed("there is nothing before this block that could say it")
             self._last.expect(self._ported(block.text))
+        elif block.file is not None:
+            self._save(block.file, block.text)
         elif "ctrl-c" in block.tags:
             self._terminals.pop().interrupt()
         elif "terminal" in block.tags:
@@ -87,6 +93,20 @@ class Reader:
         elif "test" in block.tags:
             self._last = self._shell
             self._shell.run(self._ported(block.text), fails="fails" in block.tags)
+
+    def _save(self, name: str, text: str) -> None:
+        """Write a file; returns when the picker knows its routes, if one runs."""
+        (self._folder / name).write_text(text)
+        routes = {each["metadata"]["name"] for each in yaml.safe_load_all(text) if each["kind"] == "ModelRoute"}
+        deadline = time.monotonic() + PATIENCE_S
+        while self._terminals and not routes <= self._routes():
+            if time.monotonic() > deadline:
+                raise Failed(f"{name}: its routes are not taken up")
+            time.sleep(LOOK_EVERY_S)
+
+    def _routes(self) -> set[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._ports['15000']}/routes") as answer:
+            return {each["route"].rpartition("/")[2] for each in json.load(answer)["routes"]}
 
     def _open(self) -> _Shell:
         shell = _Shell(self._folder, self._folder.parent / f"{len(self._terminals)}.{time.monotonic_ns()}.out")

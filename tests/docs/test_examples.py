@@ -1,5 +1,6 @@
 """The examples: all are valid, and those that need no real engine do what their comments say."""
 
+import asyncio
 import json
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -73,7 +74,7 @@ async def served_by(world, path=CHAT, headers=None, **body):
 @pytest.mark.envoy
 async def test_canary_gives_the_next_version_its_share():
     async with up("canary") as world:
-        models = Counter([await served_by(world, max_tokens=1) for _ in range(150)])
+        models = Counter(await asyncio.gather(*(served_by(world, max_tokens=1) for _ in range(150))))
 
     assert set(models) == {"demo", "demo-next"}
     assert models["demo"] > models["demo-next"]

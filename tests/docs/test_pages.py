@@ -1,10 +1,17 @@
 """The pages keep their word: what they tell to type works and says what they show, their YAML is valid, their links lead somewhere."""
 
+import argparse
+import re
+
 import pytest
 import yaml
 
-from extproc import plugins
+from controllers import ir
+from controllers.xds import replies
+from engine.simulator import settings
+from extproc import errors, plugins
 from extproc.scheduling import config
+from matrixinfer.cli import up
 from matrixinfer.cluster import directory
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, links, runnable
 from tests.docs.shell import Reader
@@ -67,3 +74,37 @@ def test_every_page_can_be_reached_from_the_map():
     reached = {(index.parent / path).resolve() for path, _ in links(index) if path}
 
     assert {page for page in PAGES if page.parent == index.parent} - {index} <= reached
+
+
+def flags_in(page):
+    rows = [line.split(" | ")[0] for line in page.read_text().splitlines() if line.startswith("| `--")]
+    return {flag for row in rows for flag in re.findall(r"`(--[a-z-]+)`", row)}
+
+
+def flags_of(parser):
+    return {option for action in parser._actions for option in action.option_strings if option.startswith("--")} - {
+        "--help"
+    }
+
+
+def test_the_quickstart_lists_every_flag_of_up():
+    parser = argparse.ArgumentParser()
+    up.arguments(parser)
+
+    assert flags_in(ROOT / "docs" / "quickstart.md") == flags_of(parser)
+
+
+def test_the_simulators_page_lists_every_flag():
+    assert flags_in(ROOT / "docs" / "simulator.md") == flags_of(settings._parser())
+
+
+def test_the_data_paths_table_has_every_refusal():
+    page = (ROOT / "docs" / "data-path.md").read_text()
+    by_picker = {(each.status, each.reason, each.code) for each in errors.Rejection.__subclasses__()}
+    by_envoy = {reply.reason for reply in replies._replies(ir.Limits())} - {"internal"}
+
+    for status, reason, code in by_picker:
+        shown = f"`{code}`" if code else "\N{EN DASH}"
+        assert f"| {status} | `{reason}` | {shown} |" in page
+    for reason in by_envoy:
+        assert f"`{reason}`" in page
