@@ -7,7 +7,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import gateway
+from bench import gateway, routing
 
 SECTIONS = ("requests", "idle", "routing")
 
@@ -24,6 +24,8 @@ def main() -> None:
             asyncio.run(gateway.requests(Path(folder), rounds=options.rounds))
         if "idle" in sections:
             asyncio.run(gateway.idle(seconds=20))
+        if "routing" in sections:
+            asyncio.run(routing.run(Path(folder), seconds=20))
 
 
 if __name__ == "__main__":
