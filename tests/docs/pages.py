@@ -8,7 +8,7 @@ The words behind a fence's language say what becomes of a block:
     sh test ctrl-c     end the terminal that was opened last
     text expect        has to be in the output of the block before it, line by line in this order; … stands for anything
     yaml               manifests of ours have to be valid, and scheduler configurations have to load
-    yaml file=PATH     likewise; also saved there, which a gateway that runs takes up
+    LANGUAGE file=PATH saved there; manifests are taken up by a gateway that runs
 
 Other blocks are for reading.
 """

@@ -1,6 +1,6 @@
 """A reader at the keyboard: types a page's commands into shells, and looks at what comes out.
 
-The reader works in a copy of the tree: everything is there by link but the examples, which pages edit. Pages say ports as
+The reader works in a copy of the tree: everything is there by link but what pages edit. Pages say ports as
 users have them; here each stands for a free one, and `matrixinfer` and `make run` are given those of the page.
 """
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from tests.docs.pages import Block
 
 PORTS = ("8080", "9090", "15000", "8081", "9091", "15001", "8001", "8002", "8003")
-COPIED = ("examples",)
+COPIED = ("examples", "extproc", "tests")  # what pages edit
 PATIENCE_S = 60
 LOOK_EVERY_S = 0.05
 PREAMBLE = """\
 matrixinfer() {
   case "$1" in
-    up) shift; command matrixinfer up --port 8080 --metrics-port 9090 --admin-port 15000 "$@" ;;
-    explain) shift; command matrixinfer explain --admin http://127.0.0.1:15000 "$@" ;;
-    *) command matrixinfer "$@" ;;
+    up) shift; python -m matrixinfer up --port 8080 --metrics-port 9090 --admin-port 15000 "$@" ;;
+    explain) shift; python -m matrixinfer explain --admin http://127.0.0.1:15000 "$@" ;;
+    *) python -m matrixinfer "$@" ;;
   esac
 }
 make() { command make "$@" ARGS="--port 8080 --metrics-port 9090 --admin-port 15000"; }
@@ -65,7 +65,7 @@ class Reader:
             if entry.name not in (*COPIED, ".git", ".state", "build"):
                 (self._folder / entry.name).symlink_to(entry)
         for name in COPIED:
-            shutil.copytree(ROOT / name, self._folder / name)
+            shutil.copytree(ROOT / name, self._folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         self._shell = self._open()
         return self
 
@@ -96,8 +96,11 @@ class Reader:
 
     def _save(self, name: str, text: str) -> None:
         """Write a file; returns when the picker knows its routes, if one runs."""
-        (self._folder / name).write_text(text)
-        routes = {each["metadata"]["name"] for each in yaml.safe_load_all(text) if each["kind"] == "ModelRoute"}
+        file = self._folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        objects = yaml.safe_load_all(text) if file.suffix == ".yaml" else ()
+        routes = {each["metadata"]["name"] for each in objects if each["kind"] == "ModelRoute"}
         deadline = time.monotonic() + PATIENCE_S
         while self._terminals and not routes <= self._routes():
             if time.monotonic() > deadline:
