@@ -273,7 +273,7 @@ async def test_a_head_request_has_no_body(world):
         head = await wire.receive(bodiless=True)
         again = await wire.exchange(b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n")
 
-    assert (head.status, again.status) in ((200, 200), (405, 200))
+    assert (head.status, again.status) == (405, 200)  # as engines answer it, and the connection goes on
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])

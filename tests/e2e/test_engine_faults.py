@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 
 import aiohttp
 import anthropic
@@ -10,8 +12,9 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import ENGINES
-from tests.e2e.stack import CHAT, COMPLETIONS, MESSAGES, events, say, total
+from tests.e2e.stack import CHAT, COMPLETIONS, MESSAGES, a_body, events, say, total
 from tests.e2e.traffic import under_load
+from tests.e2e.wire import exchanged_h2
 from tests.local.waiting import eventually, eventually_async
 
 pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
@@ -235,6 +238,19 @@ async def test_the_anthropic_client_raises_when_an_engine_is_killed_mid_stream(w
     await client.close()
 
 
+async def test_an_http_2_client_gets_the_error_event_as_well(world):
+    for name in ENGINES:
+        await world.fail(name, "die-mid-stream", chunks=3, count=1)
+
+    [answer] = await exchanged_h2(
+        world.address, json.dumps(a_body(stream=True, max_tokens=9)).encode(), path=COMPLETIONS
+    )
+
+    assert answer.status == 200
+    assert len(events(answer.body)) == 4
+    assert error_event(answer.body)["type"] == "upstream_error"
+
+
 async def test_an_engine_that_dies_in_the_middle_of_a_plain_answer_is_settled_once_and_the_client_sees_it_cut(world):
     before = await counted(world)
     for name in ENGINES:
@@ -251,23 +267,36 @@ async def test_an_engine_that_dies_in_the_middle_of_a_plain_answer_is_settled_on
 # ---- not killed, but no better
 
 
+async def failed_by(world, name, mode):
+    """How many requests the engine has failed in this way."""
+    address = (await world.engines())[name]
+    async with world.http.get(f"http://{address}/sim/requests?since=999999999") as answer:
+        return (await answer.json())["totals"]["ends"].get(f"failed:{mode}", 0)
+
+
 async def test_an_engine_that_refuses_connections_fails_no_request(world):
     await world.fail("demo-0", "refuse", seconds=3)
 
     answers = await many(world, 40)
 
     assert {answer.status for answer in answers} == {200}
+    attempts = await asyncio.gather(*(world.decision(answer.headers["x-request-id"]) for answer in answers))
+    assert any(decision["end"]["failed"] for decision in attempts)
 
 
-@pytest.mark.parametrize("mode", ["503", "reset"])
-@pytest.mark.parametrize("stream", [False, True])
-async def test_an_engine_that_fails_before_the_first_byte_fails_no_request(world, mode, stream):
-    await world.fail("demo-2", mode)
+@pytest.mark.parametrize(
+    ("mode", "stream", "name"),
+    [("503", False, "demo-0"), ("503", True, "demo-1"), ("reset", False, "demo-2"), ("reset", True, "demo-3")],
+)
+async def test_an_engine_that_fails_before_the_first_byte_fails_no_request(world, mode, stream, name):
+    before = await failed_by(world, name, mode)
+    await world.fail(name, mode)
 
     answers = await many(world, stream=stream)
 
     assert {answer.status for answer in answers} == {200}
     assert all(b"[DONE]" in answer.body for answer in answers) is stream
+    assert await failed_by(world, name, mode) > before
 
 
 async def test_an_engine_that_hangs_fails_no_request_of_a_model_server_with_a_timeout(world):
@@ -276,6 +305,35 @@ async def test_an_engine_that_hangs_fails_no_request_of_a_model_server_with_a_ti
     answers = await many(world, 16, model="hurried")
 
     assert {answer.status for answer in answers} == {200}
+
+
+async def test_an_engine_that_is_frozen_fails_no_request_of_a_model_server_with_a_timeout(world):
+    pid = world.pid("demo-1")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        answers = await many(world, 16, model="hurried")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    assert {answer.status for answer in answers} == {200}
+
+
+async def test_an_engine_that_says_it_is_unhealthy_gets_nothing_until_it_is_well_again(world):
+    await world.fail("demo-3", "unhealthy")
+    await eventually_async(lambda: not_ready(world, 1))
+    before = await world.served("demo-3")
+    answers = await many(world)
+    during = await world.served("demo-3")
+    await world.heal()
+    await world.routed("demo-3")
+
+    assert {answer.status for answer in answers} == {200}
+    assert during == before
+
+
+async def not_ready(world, count):
+    async with world.http.get(f"{world.stack.admin_url}/endpoints") as answer:
+        return sum(not one["ready"] for one in (await answer.json())["endpoints"]) == count
 
 
 async def test_engines_that_all_hang_are_a_504_that_says_so(world):
