@@ -6,7 +6,10 @@ UNMET = 'matrixinfer_resource_conditions_unmet{condition="Programmed",kind="Mode
 
 
 def with_condition(status):
-    conditions = [{"type": "Programmed", "status": status, "reason": "Refused", "message": "no such cluster"}]
+    since = "2026-01-31T13:46:58Z"
+    conditions = [
+        {"type": "Programmed", "status": status, "reason": "Refused", "message": "no", "lastTransitionTime": since}
+    ]
     return a_route("other", "other") | {"status": {"conditions": conditions}}
 
 
