@@ -172,7 +172,8 @@ def _forward(action: RouteAction, backend: ir.Backend, limits: ir.Limits) -> Rou
                 name="envoy.retry_host_predicates.previous_hosts", typed_config=packed(PreviousHostsPredicate())
             )
         ],
-        host_selection_retry_max_attempts=5,
+        # Without the picker a dead endpoint is the one with the least requests: few draws would come upon it again.
+        host_selection_retry_max_attempts=25,
     )
     return action
 
