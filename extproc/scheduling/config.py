@@ -10,20 +10,17 @@ does not do is refused by name, never skipped.
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, get_type_hints
+from typing import Any, Final
 
 import yaml
 
 from extproc import errors
+from extproc.scheduling import parameters
+from extproc.scheduling.parameters import fault, named, near
 from extproc.scheduling.scheduler import Profile, Scheduler
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 API_VERSIONS: Final = ("llm-d.ai/v1alpha1", "inference.networking.x-k8s.io/v1alpha1")
 KIND: Final = "EndpointPickerConfig"
@@ -66,7 +63,7 @@ class PluginSpec:
 
     name: str
     type: type[Any]
-    params: Any  # of the type's Params
+    params: Any  # of the type's Params; None while problems are collected, if it has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,22 +141,22 @@ class _Reader:
     def _head(self, document: Mapping[str, object]) -> None:
         for key, known in (("apiVersion", API_VERSIONS), ("kind", (KIND,))):
             if document.get(key) not in known:
-                self._problem(key, f"must be {' or '.join(known)}, not {_named(document.get(key))}")
+                self._problem(key, f"must be {' or '.join(known)}, not {named(document.get(key))}")
         for key, value in document.items():
             if key in _ELSEWHERE:
                 if value:
                     self._problem(key, f"is not supported: {_ELSEWHERE[key]}; remove this section")
             elif key not in _DOCUMENT:
-                self._problem(str(key), f"unknown key{_near(key, _DOCUMENT)}")
+                self._problem(str(key), f"unknown key{near(key, _DOCUMENT)}")
         for at, gate in enumerate(self._list("featureGates", document.get("featureGates"))):
             self._gate(f"featureGates[{at}]", gate)
 
     def _gate(self, path: str, gate: object) -> None:
         name, _equals, value = gate.partition("=") if isinstance(gate, str) else ("", "", "")
         if value not in ("", "true", "false"):
-            self._problem(path, f"must be a name, name=true or name=false, not {_named(gate)}")
+            self._problem(path, f"must be a name, name=true or name=false, not {named(gate)}")
         elif name not in _GATES:
-            self._problem(path, f"unknown feature gate {_named(gate)}{_near(name, _GATES)}")
+            self._problem(path, f"unknown feature gate {named(gate)}{near(name, _GATES)}")
         elif (value != "false") != _GATES[name]:
             self._problem(path, f"{name} cannot be {value or 'true'} in this picker")
 
@@ -170,12 +167,12 @@ class _Reader:
             type_name = given.get("type")
             plugin = self._catalogue.type(type_name) if isinstance(type_name, str) else None
             if plugin is None:
-                what = f"unknown plugin type {_named(type_name)}" if type_name else "is required"
-                self._problem(f"{path}.type", what + _near(type_name, [one.TYPE for one in self._catalogue.types]))
+                what = f"unknown plugin type {named(type_name)}" if type_name else "is required"
+                self._problem(f"{path}.type", what + near(type_name, [one.TYPE for one in self._catalogue.types]))
             name = given.get("name") or type_name
             if not isinstance(name, str):
                 if plugin is not None:
-                    self._problem(f"{path}.name", f"must be a string, not {_named(name)}")
+                    self._problem(f"{path}.name", f"must be a string, not {named(name)}")
                 continue
             if name in self._specs:
                 self._problem(f"{path}.name", f"another plugin is called {name}, too; give each its own name")
@@ -183,25 +180,8 @@ class _Reader:
                 self._specs.setdefault(name, self._spec(name, plugin, f"{path}.parameters", given.get("parameters")))
 
     def _spec(self, name: str, plugin: type[Any], path: str, value: object) -> PluginSpec:
-        hints = get_type_hints(plugin.Params)
-        known = {_camel(one.name): one for one in fields(plugin.Params)}
-        values: dict[str, object] = {}
-        for key, given in self._mapping(path, value).items():
-            one = known.get(key)
-            if one is None:
-                hint = _near(key, known) if known else f"; {plugin.TYPE} takes none"
-                self._problem(f"{path}.{key}", f"unknown parameter{hint}")
-                continue
-            fault = _fault(given, hints[one.name], one.metadata.get("minimum"), one.metadata.get("maximum"))
-            if fault:
-                self._problem(f"{path}.{key}", f"must be {fault}, not {_named(given)}")
-            else:
-                values[one.name] = given
-        try:
-            return PluginSpec(name, plugin, plugin.Params(**values))
-        except ValueError as error:
-            self._problem(path, str(error))
-            return PluginSpec(name, plugin, plugin.Params())
+        given = {} if value is None else value
+        return PluginSpec(name, plugin, parameters.read(plugin.Params, given, path, self._problem, owner=plugin.TYPE))
 
     def _profiles(self, value: object) -> list[ProfileSpec]:
         entries = self._list("schedulingProfiles", value)
@@ -214,7 +194,7 @@ class _Reader:
             given = self._mapping(path, entry, ("name", "plugins"))
             name = given.get("name")
             if not isinstance(name, str) or not name:
-                self._problem(f"{path}.name", "is required" if name is None else f"must be a name, not {_named(name)}")
+                self._problem(f"{path}.name", "is required" if name is None else f"must be a name, not {named(name)}")
             elif name in [one.name for one in profiles]:
                 self._problem(f"{path}.name", f"another profile is called {name}, too; give each its own name")
             members = self._members(f"{path}.plugins", given.get("plugins"))
@@ -239,10 +219,10 @@ class _Reader:
                 self._problem(f"{where}.pluginRef", f"{spec.name} stands in this profile already")
             elif role == "picker" and any(_role(self._specs[name].type) == "picker" for name, _weight in members):
                 self._problem(f"{where}.pluginRef", f"{spec.name} is a second picker; a profile has one")
-            elif weight is not None and role != "scorer":
+            elif weight is not None and not hasattr(spec.type, "score"):
                 self._problem(f"{where}.weight", f"only scorers have a weight, and {spec.name} is a {role}")
-            elif weight is not None and (fault := _fault(weight, float, 0, None)):
-                self._problem(f"{where}.weight", f"must be {fault}, not {_named(weight)}")
+            elif weight is not None and (wanted := fault(weight, float, 0, None)):
+                self._problem(f"{where}.weight", f"must be {wanted}, not {named(weight)}")
             else:
                 members.append((spec.name, 1.0 if weight is None else float(str(weight))))
         return self._completed(members)
@@ -255,7 +235,7 @@ class _Reader:
         elif isinstance(name, str) and self._catalogue.type(name):
             self._problem(path, f"{name} is not among `plugins`; add `- type: {name}` there")
         else:
-            self._problem(path, f"no plugin is called {_named(name)}{_near(name, self._specs)}")
+            self._problem(path, f"no plugin is called {named(name)}{near(name, self._specs)}")
         return None
 
     def _completed(self, members: list[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
@@ -303,7 +283,7 @@ class _Reader:
             if named not in ("", spec.name):
                 self._problem(
                     f"plugins.{other.name}.parameters.prefixMatchInfoProducerName",
-                    f"no prefix producer is called {named!r}{_near(named, [spec.name])}",
+                    f"no prefix producer is called {named!r}{near(named, [spec.name])}",
                 )
         return spec.params
 
@@ -312,18 +292,18 @@ class _Reader:
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            self._problem(path, f"must be a mapping, not {_named(value)}")
+            self._problem(path, f"must be a mapping, not {named(value)}")
             return {}
         for key in value:
             if known is not None and key not in known:
-                self._problem(f"{path}.{key}", f"unknown key{_near(key, known)}")
+                self._problem(f"{path}.{key}", f"unknown key{near(key, known)}")
         return {str(key): one for key, one in value.items()}
 
     def _list(self, path: str, value: object) -> list[object]:
         if value is None:
             return []
         if not isinstance(value, list):
-            self._problem(path, f"must be a list, not {_named(value)}")
+            self._problem(path, f"must be a list, not {named(value)}")
             return []
         return value
 
@@ -340,46 +320,6 @@ def _role(plugin: type[Any]) -> str:
         if hasattr(plugin, method):
             return role
     return "producer"
-
-
-def _fault(value: object, kind: object, minimum: float | None, maximum: float | None) -> str:
-    """Say what `value` would have to be, "" if it is that."""
-    if kind is bool:
-        return "" if isinstance(value, bool) else "true or false"
-    if kind is str:
-        return "" if isinstance(value, str) else "a string"
-    word = "a whole number" if kind is int else "a number"
-    bounds = [f"at least {minimum:g}"] if minimum is not None else []
-    bounds += [f"at most {maximum:g}"] if maximum is not None else []
-    wanted = " ".join([word, *([" and ".join(bounds)] if bounds else [])])
-    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
-        return wanted
-    if not math.isfinite(value) or (minimum is not None and value < minimum):
-        return wanted
-    return wanted if maximum is not None and value > maximum else ""
-
-
-def _camel(name: str) -> str:
-    """Spell a field's name as YAML does."""
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
-
-
-def _named(value: object) -> str:
-    """Show a value that a user wrote, shortened."""
-    shown = "nothing" if value is None else repr(value)
-    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
-
-
-_SHOWN: Final = 60
-
-
-def _near(name: object, known: Collection[str]) -> str:
-    """Name what was probably meant, or all that there is."""
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(near)}? We have: {', '.join(known)}"
-    return f"; we have: {', '.join(known)}" if known else ""
 
 
 class _Strict(yaml.SafeLoader):

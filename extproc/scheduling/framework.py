@@ -7,7 +7,7 @@ method of its role. It reads the cycle and returns a value: no clock, no chance 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -48,9 +48,11 @@ class NoParams:
     """Parameters of a plugin that takes none."""
 
 
-def parameter(default: Any, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """Field of a `Params` dataclass with the range that its value must lie in (ends included)."""
-    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
+def parameter(
+    default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None, name: str | None = None
+) -> Any:
+    """Field of a `Params` dataclass: its default (none: it is required), its range (ends included), its name in YAML."""
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum, "name": name})
 
 
 class Plugin(Protocol):
