@@ -7,21 +7,34 @@ from typing import Final
 from extproc.plugins.active_request_scorer import ActiveRequestScorer
 from extproc.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
 from extproc.plugins.bounded_load_filter import BoundedLoadFilter
+from extproc.plugins.by_label import ByLabel
+from extproc.plugins.context_length_aware import ContextLengthAware
+from extproc.plugins.dynamo_cost_scorer import DynamoCostScorer
+from extproc.plugins.header_label_affinity_scorer import HeaderLabelAffinityScorer
 from extproc.plugins.inflight_load_producer import InflightLoadProducer
 from extproc.plugins.kv_cache_utilization_scorer import KvCacheUtilizationScorer
+from extproc.plugins.label_selector_filter import LabelSelectorFilter
 from extproc.plugins.least_request_filter import LeastRequestFilter
 from extproc.plugins.least_request_scorer import LeastRequestScorer
+from extproc.plugins.lmetric_scorer import LmetricScorer
 from extproc.plugins.load_aware_scorer import LoadAwareScorer
+from extproc.plugins.lora_affinity_filter import LoraAffinityFilter
+from extproc.plugins.lora_affinity_scorer import LoraAffinityScorer
 from extproc.plugins.max_score_picker import MaxScorePicker
 from extproc.plugins.no_hit_lru_scorer import NoHitLruScorer
+from extproc.plugins.power_of_two_picker import PowerOfTwoPicker
+from extproc.plugins.prefix_cache_affinity_filter import PrefixCacheAffinityFilter
 from extproc.plugins.prefix_cache_scorer import PrefixCacheScorer
 from extproc.plugins.queue_scorer import QueueScorer
 from extproc.plugins.random_picker import RandomPicker
 from extproc.plugins.recent_failure_filter import RecentFailureFilter
 from extproc.plugins.round_robin_picker import RoundRobinPicker
 from extproc.plugins.running_requests_size_scorer import RunningRequestsSizeScorer
+from extproc.plugins.session_affinity_filter import SessionAffinityFilter
+from extproc.plugins.session_affinity_scorer import SessionAffinityScorer
 from extproc.plugins.single_profile_handler import SingleProfileHandler
 from extproc.plugins.token_load_scorer import TokenLoadScorer
+from extproc.plugins.utilization_filter import UtilizationFilter
 from extproc.plugins.weighted_random_picker import WeightedRandomPicker
 from extproc.scheduling.config import Catalogue
 
@@ -62,6 +75,13 @@ BUILTIN: Final = Catalogue(
         RecentFailureFilter,
         LeastRequestFilter,
         BoundedLoadFilter,
+        UtilizationFilter,
+        PrefixCacheAffinityFilter,
+        SessionAffinityFilter,
+        LoraAffinityFilter,
+        LabelSelectorFilter,
+        ByLabel,
+        ContextLengthAware,
         QueueScorer,
         KvCacheUtilizationScorer,
         RunningRequestsSizeScorer,
@@ -71,10 +91,16 @@ BUILTIN: Final = Catalogue(
         LoadAwareScorer,
         PrefixCacheScorer,
         NoHitLruScorer,
+        LmetricScorer,
+        DynamoCostScorer,
+        SessionAffinityScorer,
+        LoraAffinityScorer,
+        HeaderLabelAffinityScorer,
         MaxScorePicker,
         WeightedRandomPicker,
         RandomPicker,
         RoundRobinPicker,
+        PowerOfTwoPicker,
         SingleProfileHandler,
         ApproxPrefixCacheProducer,
         InflightLoadProducer,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from extproc import plugins
 from extproc.plugins.max_score_picker import MaxScorePicker
+from extproc.plugins.power_of_two_picker import PowerOfTwoPicker
 from extproc.plugins.random_picker import RandomPicker
 from extproc.plugins.round_robin_picker import RoundRobinPicker
 from extproc.plugins.weighted_random_picker import WeightedRandomPicker
@@ -83,6 +84,32 @@ def test_random_takes_no_notice_of_scores():
     firsts = Counter(ordered(picker, [0.0, 1.0], cycle)[0] for _ in range(2000))
 
     assert firsts[0] / firsts[1] == pytest.approx(1, rel=0.2)
+
+
+def test_the_better_of_two_is_chosen_and_the_worst_of_three_never():
+    picker = a_plugin(PowerOfTwoPicker)
+    cycle = a_cycle(*endpoints(3))
+
+    orders = [ordered(picker, [0.9, 0.1, 0.5], cycle) for _ in range(3000)]
+
+    firsts = Counter(order[0] for order in orders)
+    assert firsts[0] / firsts[2] == pytest.approx(2, rel=0.2)  # 0 wins two of the three pairs
+    assert firsts[1] == 0
+    assert {len(order) for order in orders} == {3}
+
+
+def test_of_two_equals_each_wins_as_often():
+    cycle = a_cycle(*endpoints(2))
+
+    firsts = Counter(ordered(a_plugin(PowerOfTwoPicker), [0.5, 0.5], cycle)[0] for _ in range(2000))
+
+    assert firsts[0] / firsts[1] == pytest.approx(1, rel=0.2)
+
+
+def test_the_better_of_two_is_chosen_even_where_one_is_all_that_is_asked_for():
+    picker = a_plugin(PowerOfTwoPicker, max_num_of_endpoints=1)
+
+    assert {tuple(ordered(picker, [0.1, 0.9], a_cycle(*endpoints(2), seed=seed))) for seed in range(20)} == {(1,)}
 
 
 PICKERS = [one for one in plugins.BUILTIN.types if hasattr(one, "order")]

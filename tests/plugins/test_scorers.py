@@ -6,15 +6,17 @@ from hypothesis import strategies as st
 
 from extproc import plugins
 from extproc.plugins.active_request_scorer import ActiveRequestScorer
+from extproc.plugins.dynamo_cost_scorer import DynamoCostScorer
 from extproc.plugins.kv_cache_utilization_scorer import KvCacheUtilizationScorer
 from extproc.plugins.least_request_scorer import LeastRequestScorer
+from extproc.plugins.lmetric_scorer import LmetricScorer
 from extproc.plugins.load_aware_scorer import LoadAwareScorer
 from extproc.plugins.no_hit_lru_scorer import NoHitLruScorer
 from extproc.plugins.prefix_cache_scorer import PrefixCacheScorer
 from extproc.plugins.queue_scorer import QueueScorer
 from extproc.plugins.running_requests_size_scorer import RunningRequestsSizeScorer
 from extproc.plugins.token_load_scorer import TokenLoadScorer
-from tests.scheduling.builders import a_cycle, a_plugin, a_request, an_endpoint
+from tests.scheduling.builders import a_cycle, a_plugin, a_request, an_endpoint, any_plugin
 
 
 def test_shortest_queue_scores_one_and_longest_zero():
@@ -154,11 +156,40 @@ def test_a_short_trunk_is_as_good_as_cold():
     assert scorer.score(cycle).tolist() == [0.0, 1.0]
 
 
+def test_lmetric_multiplies_what_is_missing_by_the_batch_it_joins():
+    cycle = a_cycle(an_endpoint(matched=6, inflight=3), an_endpoint(inflight=1), an_endpoint(inflight=7), blocks=10)
+
+    assert a_plugin(LmetricScorer).score(cycle).tolist() == [1.0, 0.8, 0.2]  # costs 4 * 4, 10 * 2, 10 * 8
+
+
+def test_lmetric_tells_a_busy_holder_of_everything_from_an_idle_one():
+    cycle = a_cycle(an_endpoint(matched=10, inflight=4), an_endpoint(matched=10), blocks=10)
+
+    assert a_plugin(LmetricScorer).score(cycle).tolist() == [0.2, 1.0]
+
+
+def test_lmetric_looks_at_the_batch_alone_where_the_prompt_has_no_block():
+    assert a_plugin(LmetricScorer).score(a_cycle(an_endpoint(inflight=1), an_endpoint())).tolist() == [0.5, 1.0]
+
+
+def test_dynamo_cost_adds_what_is_missing_to_what_is_there():
+    request = a_request(prompt_tokens=1000)
+    cycle = a_cycle(
+        an_endpoint(matched=8, tokens=600), an_endpoint(tokens=0), an_endpoint(tokens=200), blocks=10, request=request
+    )
+
+    assert a_plugin(DynamoCostScorer).score(cycle).tolist() == [1.0, 0.5, 0.0]  # costs 800, 1000, 1200
+    assert a_plugin(DynamoCostScorer, overlap_score_weight=0).score(cycle).tolist() == pytest.approx([0, 1, 2 / 3])
+    assert a_plugin(DynamoCostScorer).score(a_cycle(an_endpoint(), an_endpoint())).tolist() == [1.0, 1.0]
+
+
 def test_the_only_candidate_is_the_least_recently_used():
     assert a_plugin(NoHitLruScorer).score(a_cycle(an_endpoint())).tolist() == [1.0]
 
 
 COUNTS = st.integers(0, 10_000)
+RANGE = "llm-d.ai/context-length-range"
+LABELS = [{}, {"role": "decode"}, {"role": "prefill", RANGE: "0-20000"}, {RANGE: "20000-30000"}, {RANGE: "long"}]
 ENDPOINTS = st.lists(
     st.fixed_dictionaries(
         {
@@ -168,6 +199,8 @@ ENDPOINTS = st.lists(
             "inflight": COUNTS,
             "tokens": COUNTS,
             "matched": st.integers(0, 50),
+            "labels": st.sampled_from(LABELS),
+            "models": st.sampled_from([(), ("demo",), ("other",)]),
         }
     ),
     min_size=1,
@@ -178,9 +211,9 @@ SCORERS = [one for one in plugins.BUILTIN.types if hasattr(one, "score")]
 
 @given(ENDPOINTS, st.sampled_from(SCORERS), st.integers(0, 50))
 def test_every_score_lies_between_zero_and_one(endpoints, scorer, trunk):
-    cycle = a_cycle(*endpoints, blocks=50, trunk=trunk)
+    cycle = a_cycle(*endpoints, blocks=50, trunk=trunk, request=a_request(headers={"x-role": "decode"}))
 
-    scores = a_plugin(scorer).score(cycle)
+    scores = any_plugin(scorer).score(cycle)
 
     assert scores.shape == (len(endpoints),)
     assert scores.min() >= 0

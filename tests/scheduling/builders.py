@@ -7,6 +7,11 @@ import random
 import numpy as np
 
 from extproc import plugins
+from extproc.plugins.by_label import ByLabel
+from extproc.plugins.header_label_affinity_scorer import HeaderLabelAffinityScorer
+from extproc.plugins.session_affinity_filter import SessionAffinityFilter
+from extproc.plugins.session_affinity_scorer import SessionAffinityScorer
+from extproc.plugins.utilization_filter import Condition, UtilizationFilter
 from extproc.scheduling import config
 from extproc.scheduling.endpoints import Endpoint, EndpointTable
 from extproc.scheduling.framework import Cycle
@@ -15,12 +20,12 @@ from extproc.types import Api, InferenceRequest
 HEAD = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
 
 
-def a_request(prefix=b"", *, prompt_tokens=10_000, model="demo"):
+def a_request(prefix=b"", *, prompt_tokens=10_000, model="demo", headers=None):
     return InferenceRequest(
         id="1",
         api=Api.CHAT,
         path="/v1/chat/completions",
-        headers={},
+        headers=headers or {},
         model=model,
         stream=False,
         prefix=prefix,
@@ -33,7 +38,7 @@ def a_request(prefix=b"", *, prompt_tokens=10_000, model="demo"):
 
 
 def an_endpoint(**facts):
-    """Facts of one row of the table: queue, running, kv, inflight, tokens, avoid_until, matched."""
+    """Facts of one row of the table: queue, running, kv, inflight, tokens, avoid_until, matched, labels, models."""
     return facts
 
 
@@ -49,11 +54,19 @@ def a_table(*endpoints):
     }
     for at, facts in enumerate(endpoints):
         row = table.upsert(
-            Endpoint(address=f"10.0.{at // 250}.{at % 250}:8000", pod=f"default/pod-{at}", engine="vLLM")
+            Endpoint(
+                address=f"10.0.{at // 250}.{at % 250}:8000",
+                pod=f"default/pod-{at}",
+                engine="vLLM",
+                labels=facts.get("labels", {}),
+            )
         )
+        table.models[row] = frozenset(facts.get("models", ()))
         for fact, value in facts.items():
-            if fact != "matched":
+            if fact in columns:
                 getattr(table, columns[fact])[row] = value
+            elif fact not in ("matched", "labels", "models"):
+                raise ValueError(f"endpoints have no {fact}")
     return table
 
 
@@ -74,6 +87,21 @@ def a_cycle(*endpoints, blocks=0, trunk=0, now=100.0, seed=0, request=None):
 
 def a_plugin(plugin, **parameters):
     return plugin(plugin.Params(**parameters))
+
+
+# What has to be said of plugins that do not work without.
+NEEDED = {
+    SessionAffinityScorer: {"strategy": "session_id"},
+    SessionAffinityFilter: {"strategy": "session_id"},
+    ByLabel: {"label": "role", "valid_values": ("decode",)},
+    HeaderLabelAffinityScorer: {"header_name": "x-role", "label_key": "role"},
+    UtilizationFilter: {"conditions": (Condition("waiting-queue", 10),)},
+}
+
+
+def any_plugin(plugin):
+    """A plugin with its defaults, and what it needs beside them."""
+    return a_plugin(plugin, **NEEDED.get(plugin, {}))
 
 
 def a_scheduler(*types, weights=None):

@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc import errors, plugins
+from extproc.plugins.session_affinity_scorer import SessionIdConfig, Source
+from extproc.plugins.utilization_filter import Condition
 from extproc.scheduling import config
 from tests.scheduling.builders import HEAD
 
@@ -140,7 +142,7 @@ def test_a_whole_number_will_do_where_a_number_is_wanted():
             {"plugins": [{"type": "que-scorer"}]},
             "plugins[0].type: unknown plugin type 'que-scorer'; did you mean queue-scorer",
         ),
-        ({"plugins": [{"type": "lora-affinity-scorer"}]}, "We have: recent-failure-filter, least-request-filter"),
+        ({"plugins": [{"type": "latency-scorer"}]}, "We have: recent-failure-filter, least-request-filter"),
         (
             {"plugins": [{"type": "queue-scorer", "parameter": {}}]},
             "plugins[0].parameter: unknown key; did you mean parameters?",
@@ -269,6 +271,108 @@ def test_all_mistakes_are_reported_at_once():
     assert text.splitlines()[0].startswith("other: unknown key")
     assert "plugins[0].type" in text
     assert "plugins[1].parameters.threshold" in text
+
+
+def parameters(plugin, **given):
+    """What goes wrong with one plugin's parameters."""
+    return problems(plugins=[{"type": plugin, "parameters": given}])
+
+
+@pytest.mark.parametrize(
+    ("plugin", "given", "wanted"),
+    [
+        ("by-label", {}, "plugins[0].parameters.label: is required"),
+        ("by-label", {"label": "x", "validValues": "a"}, "parameters.validValues: must be a list, not 'a'"),
+        ("by-label", {"label": "x", "validValues": ["a", 1]}, "parameters.validValues[1]: must be a string, not 1"),
+        ("by-label", {"label": "x"}, "plugins[0].parameters: validValues must be given, or allowsNoLabel be true"),
+        ("label-selector-filter", {"matchLabels": ["a"]}, "parameters.matchLabels: must be a mapping, not ['a']"),
+        ("label-selector-filter", {"matchLabels": {"a": 1}}, "matchLabels.a: must be a string, not 1; quote it"),
+        (
+            "label-selector-filter",
+            {"matchExpressions": [{"key": "a", "operator": "In", "values": ["x"]}, {"key": "a", "operator": "Is"}]},
+            "matchExpressions[1].operator: must be In or NotIn or Exists or DoesNotExist, not 'Is'",
+        ),
+        (
+            "label-selector-filter",
+            {"matchExpressions": [{"key": "a", "operator": "In"}]},
+            "plugins[0].parameters.matchExpressions[0]: operator In needs values",
+        ),
+        ("utilization-filter", {"conditions": []}, "parameters: conditions must have an entry such as"),
+        (
+            "utilization-filter",
+            {"conditions": [{"metric": "waiting-queue", "maxValue": -1}]},
+            "plugins[0].parameters.conditions[0].maxValue: must be a number at least 0, not -1",
+        ),
+        ("utilization-filter", {"conditions": [3]}, "conditions[0]: must be a mapping, not 3"),
+        (
+            "prefix-cache-affinity-filter",
+            {"maxTtftPenaltyMs": 1},
+            "parameters.maxTtftPenaltyMs: unknown parameter; did you mean maxTTFTPenaltyMs",
+        ),
+        ("prefix-cache-affinity-filter", {"ttftSource": "latencyPredictor"}, "use prefillThroughput with"),
+        (
+            "prefix-cache-affinity-filter",
+            {"prefixMatchInfoProducerName": "other"},
+            "prefixMatchInfoProducerName: no prefix producer is called 'other'",
+        ),
+        ("session-affinity-scorer", {}, "needs a header in the response, which is Envoy's alone"),
+        ("session-affinity-filter", {"strategy": "encoded_endpoint_header"}, "write `strategy: session_id`"),
+        (
+            "session-affinity-filter",
+            {"strategy": "session_id", "sessionIdConfig": {"sources": [{"attribute": "agent-identity"}]}},
+            "parameters.sessionIdConfig.sources[0]: there are no request attributes here",
+        ),
+        (
+            "session-affinity-filter",
+            {"strategy": "session_id", "sessionIdConfig": {"sources": [{}]}},
+            "parameters.sessionIdConfig.sources[0]: give either header or cookie",
+        ),
+        (
+            "session-affinity-filter",
+            {"strategy": "session_id", "sessionIdConfig": {"sources": []}},
+            "parameters.sessionIdConfig: sources must name one",
+        ),
+        ("header-label-affinity-scorer", {"headerName": "x"}, "parameters.labelKey: is required"),
+        ("context-length-aware", {"label": ""}, "parameters: label must name a pod label"),
+    ],
+)
+def test_mistakes_in_parameters_are_named_with_their_path(plugin, given, wanted):
+    assert wanted in parameters(plugin, **given)
+
+
+def test_parameters_may_have_lists_and_mappings_within():
+    result = loaded(
+        plugins=[
+            {"type": "label-selector-filter", "parameters": {"matchLabels": {"a": "b"}}},
+            {
+                "type": "utilization-filter",
+                "parameters": {"conditions": [{"metric": "waiting-queue", "maxValue": 3}], "fallbackOnEmpty": True},
+            },
+            {
+                "type": "session-affinity-scorer",
+                "parameters": {
+                    "strategy": "session_id",
+                    "sessionIdConfig": {"sources": [{"header": "x"}, {"cookie": "y"}], "evictionTtlSeconds": 9},
+                },
+            },
+        ]
+    )
+    selector, utilization, session = (spec.params for spec in result.plugins[:3])
+
+    assert selector.match_labels == {"a": "b"}
+    assert utilization.conditions == (Condition("waiting-queue", 3),)
+    assert session.session_id_config == SessionIdConfig((Source(header="x"), Source(cookie="y")), 9)
+
+
+def test_a_plugin_that_filters_and_scores_stands_in_both_places_and_has_a_weight():
+    result = loaded(
+        plugins=[{"type": "context-length-aware"}],
+        schedulingProfiles=[{"name": "default", "plugins": [{"pluginRef": "context-length-aware", "weight": 2}]}],
+    )
+    profile = config.build(result).profile
+
+    assert [name for name, _plugin in profile.filters] == ["recent-failure-filter", "context-length-aware"]
+    assert [(name, weight) for name, weight, _plugin in profile.scorers] == [("context-length-aware", 2.0)]
 
 
 @pytest.mark.parametrize("document", [None, [], "x", 3])

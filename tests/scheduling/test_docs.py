@@ -7,15 +7,10 @@ from pathlib import Path
 import pytest
 
 from extproc import plugins
-from extproc.scheduling import config
+from extproc.scheduling import config, parameters
 
 PAGE = (Path(__file__).parents[2] / "docs" / "scheduling.md").read_text()
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-
-
-def camel(name):
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -34,19 +29,21 @@ def test_the_complete_example_is_the_default():
 @pytest.mark.parametrize("plugin", plugins.BUILTIN.types, ids=lambda one: one.TYPE)
 def test_the_page_has_every_plugin_with_its_parameters_and_defaults(plugin):
     (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{plugin.TYPE}`")]
-    shown = dict(re.findall(r"`(\w+)`(?: ([\d.]+|false))?", row.rsplit(" | ", 1)[1]))
+    shown = dict(re.findall(r"`(\w+)`(?: ([\w./-]+))?", row.rsplit(" | ", 1)[1]))
 
-    wanted = {camel(one.name): one.default for one in fields(plugin.Params)}
+    wanted = {parameters.wire_name(one): one.default for one in fields(plugin.Params)}
     assert set(shown) == set(wanted)
     for name, default in wanted.items():
-        if isinstance(default, str):
-            assert shown[name] == default
+        if isinstance(default, bool):
+            assert shown[name] == str(default).lower()
+        elif isinstance(default, int | float):
+            assert float(shown[name]) == default
         else:
-            assert float(shown[name].replace("false", "0")) == float(default)
+            assert shown[name] == (default if isinstance(default, str) else "")
 
 
 @pytest.mark.parametrize("plugin", plugins.BUILTIN.types, ids=lambda one: one.TYPE)
 def test_every_plugin_has_a_file_of_its_name_and_says_what_it_does(plugin):
     assert plugin.__module__ == "extproc.plugins." + plugin.TYPE.replace("-", "_")
-    for name in (camel(one.name) for one in fields(plugin.Params)):
+    for name in (parameters.wire_name(one) for one in fields(plugin.Params)):
         assert name in plugin.__doc__
