@@ -120,6 +120,18 @@ async def test_a_route_to_a_model_server_that_is_missing_is_told_and_leaves_the_
     assert served == "default/demo"
 
 
+async def test_a_route_that_is_there_twice_is_told_and_the_first_one_counts(world):
+    put(world, "modelroute-twice.yaml", a_route(server="other"))
+    await eventually(lambda: any(finding.file == "modelroute-twice.yaml" for finding in world.stack.findings))
+
+    told = [str(finding) for finding in world.stack.findings if finding.file == "modelroute-twice.yaml"]
+    served = [await target(world) for _ in range(5)]
+    (world.directory / "modelroute-twice.yaml").unlink()
+
+    assert any("is also in modelroute-demo.yaml" in one for one in told)
+    assert served == ["default/demo"] * 5
+
+
 async def test_a_pod_added_under_load_gets_traffic_and_one_removed_fails_no_request(world):
     async with under_load(world, rate=60, tokens=40) as traffic:
         put(world, "pod-demo-9.yaml", a_pod("demo-9"))
