@@ -237,7 +237,7 @@ class Director:
             endpoints=result.addresses,
             prompt_tokens=request.prompt_tokens,
             blocks=cycle.blocks,
-            matched=cycle.matched.tolist()[cycle.rows.tolist().index(chosen)],
+            matched=int(cycle.matched[cycle.rows == chosen][0]),
             at=cycle.now,
         )
         self._world.ledger.open(sent, chain)

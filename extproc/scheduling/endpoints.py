@@ -33,6 +33,7 @@ class EndpointTable:
 
     def __init__(self, capacity: int = 64) -> None:
         self.endpoints: list[Endpoint | None] = [None] * capacity
+        self.addresses: NDArray[np.object_] = np.full(capacity, "", dtype=object)  # of the rows in use; kept when freed
         self._rows: dict[str, int] = {}
         self._free: list[int] = list(range(capacity - 1, -1, -1))
         # What engines report (scraped).
@@ -74,6 +75,7 @@ class EndpointTable:
             self._rows[endpoint.address] = row
             self._reset(row)
         self.endpoints[row] = endpoint
+        self.addresses[row] = endpoint.address
         return row
 
     def remove(self, address: str) -> int | None:
@@ -101,6 +103,7 @@ class EndpointTable:
         size = len(self.endpoints)
         self.endpoints.extend([None] * size)
         self.models.extend([frozenset()] * size)
+        self.addresses = np.concatenate([self.addresses, np.full(size, "", dtype=object)])
         self._free.extend(range(2 * size - 1, size - 1, -1))
         for name in ("waiting", "running", "kv_usage", "scraped_at", "inflight", "inflight_tokens", "avoid_until"):
             column = getattr(self, name)

@@ -61,7 +61,7 @@ class Scheduler:
             if np.count_nonzero(keep) == len(keep):
                 continue
             if trace:
-                dropped.append((name, tuple(table.address(row) for row in left.rows[~keep].tolist())))
+                dropped.append((name, tuple(table.addresses[left.rows[~keep]].tolist())))
             left = left.narrowed(keep)
             if not len(left.rows):
                 raise errors.Saturated(f"all endpoints have been left out, the last of them by filter {name}")
@@ -75,7 +75,7 @@ class Scheduler:
             observer.observe(cycle, rows[0])
         return Result(
             rows=rows,
-            addresses=tuple([table.address(row) for row in rows]),
+            addresses=tuple(table.addresses[left.rows[chosen]].tolist()),
             trace=self._trace(left, tuple(dropped), parts, total, chosen) if trace else None,
         )
 
@@ -91,7 +91,7 @@ class Scheduler:
             profile=self.profile.name,
             picker=self.profile.picker[0],
             weights=self._weights,
-            addresses=tuple([left.table.address(row) for row in left.rows.tolist()]),
+            addresses=left.table.addresses[left.rows],
             parts=tuple(parts),
             total=total,
             chosen=tuple(chosen.tolist()),

@@ -28,7 +28,7 @@ class Trace(NamedTuple):
     profile: str
     picker: str
     weights: Mapping[str, float]  # by scorer
-    addresses: tuple[str, ...]  # of the n candidates that were scored
+    addresses: NDArray[np.object_]  # of the n candidates that were scored; shape (n,), strings
     parts: tuple[NDArray[np.float64], ...]  # by scorer, in the order of `weights`; shape (n,)
     total: NDArray[np.float64]  # shape (n,)
     chosen: tuple[int, ...]  # positions among the n, best first
