@@ -7,9 +7,9 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import gateway, routing
+from bench import gateway, pick, routing
 
-SECTIONS = ("requests", "idle", "routing")
+SECTIONS = ("requests", "idle", "pick", "routing")
 
 
 def main() -> None:
@@ -24,6 +24,8 @@ def main() -> None:
             asyncio.run(gateway.requests(Path(folder), rounds=options.rounds))
         if "idle" in sections:
             asyncio.run(gateway.idle(seconds=20))
+        if "pick" in sections:
+            pick.run()
         if "routing" in sections:
             asyncio.run(routing.run(Path(folder), seconds=20))
 

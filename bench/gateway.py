@@ -155,7 +155,7 @@ async def idle(*, seconds: float) -> None:
                 await asyncio.sleep(seconds)
                 wall, after = time.perf_counter() - start, _both(stack)
                 cores = [(b - a) / wall for a, b in zip(before, after, strict=True)]
-                memory = f"{processes.rss_mib(stack.pids['picker']):.0f}"
+                memory = f"{processes.rss_mib(stack.pids()['picker']):.0f}"
                 rows.append((str(count), f"{cores[1]:.3f}", f"{cores[0]:.3f}", memory))
     table.show("Idle", ("endpoints", "picker cores", "Envoy cores", "picker MiB"), rows)
 

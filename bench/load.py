@@ -62,7 +62,8 @@ class Client(asyncio.Protocol):
     def send(self, number: int, request: bytes) -> asyncio.Future[Sample]:
         """Send one request; the future gives its sample."""
         assert self._transport is not None  # noqa: S101 - connected
-        self._number, self._head, self._parts, self._size = number, b"", [], 0
+        self._number, self._head, self._size = number, b"", 0
+        self._parts: list[bytes] = []
         self._left: int | None = None
         self._tail = b""
         self._first = 0.0
@@ -134,7 +135,7 @@ async def connect(url: str, *, keep_body: bool = False) -> Client:
     """Open one connection to the server of `url`."""
     parts = urlsplit(url)
     _, client = await asyncio.get_running_loop().create_connection(
-        lambda: Client(keep_body=keep_body), parts.hostname, parts.port
+        lambda: Client(keep_body=keep_body), parts.hostname or "127.0.0.1", parts.port or 80
     )
     return client
 

@@ -10,6 +10,7 @@ import random
 import re
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -144,7 +145,7 @@ async def _arm(folder: Path, plugins: list[dict[str, Any]] | None, seconds: floa
             start = at
             samples = await load.open_loop(
                 stack.url,
-                lambda number, start=start: workload[start + number],
+                partial(_numbered, workload, start),
                 rate=rate,
                 seconds=seconds,
                 keep_body=True,
@@ -153,6 +154,10 @@ async def _arm(folder: Path, plugins: list[dict[str, Any]] | None, seconds: floa
             after = await _per_engine(stack)
             points.append(judge(samples, [b - a for a, b in zip(before, after, strict=True)]))
     return points
+
+
+def _numbered(workload: list[bytes], start: int, number: int) -> bytes:
+    return workload[start + number]
 
 
 async def _per_engine(stack: Stack) -> list[int]:

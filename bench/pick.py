@@ -1,0 +1,172 @@
+"""The picker without its sockets: the CPU of one exchange, from Envoy's messages to our answers and the settlement.
+
+Best of several batches, so that it compares on a busy machine; what sockets and HTTP/2 add is in `requests`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+
+import orjson
+from envoy.data.accesslog.v3 import accesslog_pb2
+from envoy.service.accesslog.v3 import als_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from bench import table
+from extproc import plugins
+from extproc.adapters import settings, telemetry
+from extproc.adapters.desk import Desk
+from extproc.adapters.transport import access_log, ext_proc
+from extproc.director import Director, World
+from extproc.kvcache.index import PrefixIndex
+from extproc.scheduling import config
+from extproc.scheduling.endpoints import Endpoint, EndpointTable
+from extproc.traffic.ledger import Ledger
+from extproc.traffic.pools import Pools
+from extproc.traffic.routes import RouteTable
+from matrixinfer.api import dataplane, networking
+
+BATCHES, BATCH = 15, 200
+HEADERS = {
+    ":method": "POST",
+    ":scheme": "http",
+    ":path": "/v1/chat/completions",
+    ":authority": "gateway.example:8080",
+    "content-type": "application/json",
+    "user-agent": "OpenAI/Python 3.54.0",
+    "x-request-id": "7d85e4d7-b5fa-4b87-a011-beada2bf310c",
+    "x-forwarded-proto": "http",
+    "x-stainless-lang": "python",
+    "x-stainless-async": "false",
+    "accept": "application/json",
+    "accept-encoding": "gzip, deflate",
+}
+
+
+class Sink:
+    """A call whose answers nobody reads; keeps the last."""
+
+    last = b""
+
+    def send(self, message: bytes) -> None:
+        """Take an answer."""
+        self.last = message
+
+    def finish(self, status: int = 0, message: str = "") -> None:
+        """Take the end."""
+
+
+class Picker:
+    """Everything between transport and table, built as the picker's process builds it."""
+
+    def __init__(self, endpoints: int) -> None:
+        rows = EndpointTable()
+        self.world = World(rows, Pools(rows), Ledger(rows), PrefixIndex())
+        current = config.load({"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}, plugins.BUILTIN)
+        numbers = itertools.count(1)
+
+        def tickets() -> str:
+            return f"bench-{next(numbers):x}"
+
+        self.director = Director(
+            self.world,
+            scheduler=config.build(current),
+            blocks=settings.blocks(current),
+            clock=time.monotonic,
+            draw=random.Random(1),
+            tickets=tickets,
+        )
+        members = [f"10.0.{n // 250}.{n % 250}:8000" for n in range(endpoints)]
+        for address in members:
+            rows.upsert(Endpoint(address, f"default/{address}", "vLLM"))
+        self.world.pools.set({"default/demo": members})
+        group = networking.API_VERSION
+        server = networking.ModelServer.model_validate(
+            {
+                "apiVersion": group,
+                "kind": "ModelServer",
+                "metadata": {"name": "demo", "namespace": "default"},
+                "spec": {
+                    "inferenceEngine": "vLLM",
+                    "workloadSelector": {"matchLabels": {"app": "demo"}},
+                    "workloadPort": {"port": 8000},
+                },
+            }
+        )
+        route = networking.ModelRoute.model_validate(
+            {
+                "apiVersion": group,
+                "kind": "ModelRoute",
+                "metadata": {"name": "demo", "namespace": "default"},
+                "spec": {"modelName": "demo", "rules": [{"targetModels": [{"modelServerName": "demo"}]}]},
+            }
+        )
+        self.director.use_routes(RouteTable.build([route], [server]))
+        desk = Desk(self.director, telemetry.Telemetry(self.world, self.director.routes_know))
+        self.exchanges = ext_proc.ExtProcService(desk, max_body_bytes=32 << 20, tickets=tickets)
+        self.log = access_log.AccessLogService(desk.settle).open(Sink())
+        self._headers = _headers()
+
+    def exchange(self, body: bytes) -> str:
+        """One request, decided; returns its ticket."""
+        sink = Sink()
+        listener = self.exchanges.open(sink)
+        listener.on_message(self._headers)
+        listener.on_message(body)
+        return next(reversed(self.director.recent))
+
+
+def _headers() -> bytes:
+    message = pb.ProcessingRequest()
+    for key, value in HEADERS.items():
+        message.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+    message.protocol_config.request_body_mode = 2  # BUFFERED
+    return bytes(message.SerializeToString())
+
+
+def _body(text: str) -> bytes:
+    data = orjson.dumps({"model": "demo", "messages": [{"role": "user", "content": text}]})
+    return bytes(pb.ProcessingRequest(request_body=pb.HttpBody(body=data, end_of_stream=True)).SerializeToString())
+
+
+def _record(ticket: str) -> bytes:
+    entry = accesslog_pb2.HTTPAccessLogEntry()
+    common = entry.common_properties
+    common.start_time.GetCurrentTime()
+    common.duration.FromMilliseconds(120)
+    common.upstream_cluster = "modelserver/default/demo"
+    metadata = common.metadata.filter_metadata
+    metadata[dataplane.METADATA].update({dataplane.TICKET: ticket})
+    metadata[dataplane.SERVED_METADATA].update({"host": "10.0.0.1:8000"})
+    metadata[dataplane.USAGE_METADATA].update(
+        {"prompt_tokens": 200, "completion_tokens": 30, "cached_tokens": 0, "model": "demo"}
+    )
+    entry.response.response_code.value = 200
+    entry.response.response_code_details = "via_upstream"
+    entry.request.request_headers[dataplane.REQUEST_ID] = HEADERS["x-request-id"]
+    return bytes(als_pb2.StreamAccessLogsMessage(http_logs={"log_entry": [entry]}).SerializeToString())
+
+
+def run() -> None:
+    """Print the table."""
+    rows = []
+    words = "words of a long document that many share " * 3000
+    for endpoints in (4, 256):
+        for name, text in (("200 tokens", words[:800]), ("10k tokens, known", words[:40_000])):
+            picker = Picker(endpoints)
+            fresh = [_body(f"{n} {text}") for n in range(200)] if name == "200 tokens" else [_body(text)]
+            pick, settle = [], []
+            for _ in range(BATCHES):
+                start = time.process_time()
+                tickets = [picker.exchange(fresh[number % len(fresh)]) for number in range(BATCH)]
+                pick.append(time.process_time() - start)
+                records = [_record(ticket) for ticket in tickets]
+                start = time.process_time()
+                for record in records:
+                    picker.log.on_message(record)
+                settle.append(time.process_time() - start)
+            rows.append((name, str(endpoints), *(f"{min(times) / BATCH * 1e6:.0f}" for times in (pick, settle))))
+    head = ("prompt", "endpoints", "exchange us", "settlement us")
+    table.show("The picker's handler alone: CPU per exchange", head, rows)
