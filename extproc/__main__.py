@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 from aiohttp import web
 
-from extproc.adapters import admin, logs, settings, telemetry
+from extproc.adapters import admin, custom, logs, settings, telemetry
 from extproc.adapters.desk import Desk
 from extproc.adapters.scrape import Scraper
 from extproc.adapters.transport import access_log, ext_proc, health, serving
@@ -100,6 +100,7 @@ class _Picker:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._settings = settings.Settings(args.config)
+        self._watch = custom.Watch()
         table = EndpointTable()
         self._world = World(table, Pools(table), Ledger(table), _index(self._settings.current))
         numbers, process = itertools.count(1), secrets.token_hex(4)
@@ -110,7 +111,7 @@ class _Picker:
         draw = random.Random()  # noqa: S311 - chance for balance, not for secrets
         self._director = Director(
             self._world,
-            scheduler=config.build(self._settings.current),
+            scheduler=config.build(self._settings.current, self._watch.guarded),
             blocks=settings.blocks(self._settings.current),
             clock=time.monotonic,
             draw=draw,
@@ -132,6 +133,7 @@ class _Picker:
         )
         self._health = health.HealthService()
         self._telemetry.add_source(self._metrics)
+        self._telemetry.add_source(self._watch.metrics)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -213,7 +215,7 @@ class _Picker:
     def _use(self, current: config.Config) -> None:
         """Schedule by a new configuration; what is known of engines and prefixes stays."""
         self._world.index.resize(per_endpoint=current.prefix.lru_capacity_per_server, total=self._world.index.total)
-        self._director.use_scheduler(config.build(current), settings.blocks(current))
+        self._director.use_scheduler(config.build(current, self._watch.guarded), settings.blocks(current))
 
     def _metrics(self) -> Iterable[Metric]:
         """Yield what the parts count for themselves."""

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from extproc import plugins
+from extproc.adapters import custom
 from extproc.errors import ConfigError
 from extproc.scheduling import config
 from extproc.tokens.text import TextBlocks
@@ -26,7 +27,7 @@ _EMPTY: Final = {"apiVersion": config.API_VERSIONS[0], "kind": config.KIND}
 
 
 class Settings:
-    """The configuration in force. Without a file it is the built-in default."""
+    """The configuration in force. Without a file it is the built-in default; a file may name custom plugins, too."""
 
     def __init__(self, path: Path | None) -> None:
         """Read the file. Raises ConfigError."""
@@ -34,6 +35,8 @@ class Settings:
         self.loads = 1
         self.failures = 0
         self.problem = ""  # of the file as it stands; "" if it is in force
+        builtin = plugins.BUILTIN  # without a file nothing else can be named
+        self._catalogue = dataclasses.replace(builtin, types=builtin.types + custom.found()) if path else builtin
         self._stamp = self._stat()
         self.current = self._read()
 
@@ -81,12 +84,14 @@ class Settings:
 
     def _read(self) -> config.Config:
         if self.path is None:
-            return config.load(_EMPTY, plugins.BUILTIN)
+            return config.load(_EMPTY, self._catalogue)
         try:
             text = self.path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError("", f"{self.path} cannot be read: {error}") from error
-        return config.load(config.parse(text), plugins.BUILTIN)
+        current = config.load(config.parse(text), self._catalogue)
+        custom.try_out(current)
+        return current
 
     def _stat(self) -> tuple[int, int, int] | None:
         if self.path is None:

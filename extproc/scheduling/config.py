@@ -10,7 +10,7 @@ does not do is refused by name, never skipped.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -100,9 +100,9 @@ def load(document: object, catalogue: Catalogue) -> Config:
     return _Reader(catalogue).read(document)
 
 
-def build(config: Config) -> Scheduler:
-    """Make the scheduler that `config` describes, with plugins of its own."""
-    plugins: dict[str, Any] = {spec.name: spec.type(spec.params) for spec in config.plugins}
+def build(config: Config, guarded: Callable[[str, Any], Any] = lambda _name, plugin: plugin) -> Scheduler:
+    """Make the scheduler that `config` describes, with plugins of its own; `guarded` may put something before each."""
+    plugins = {spec.name: guarded(spec.name, spec.type(spec.params)) for spec in config.plugins}
     members = [(name, weight, plugins[name]) for name, weight in config.profile.plugins]
     return Scheduler(
         Profile(

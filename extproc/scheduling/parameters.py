@@ -49,9 +49,27 @@ def read(kind: type[Any], value: object, path: str, report: Report, *, owner: st
         return None
     try:
         return kind(**values)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         fault(path, str(error))
         return None
+
+
+def unreadable(kind: type[Any]) -> str:
+    """Name the first field of a dataclass whose type `read` does not know, and why; "" if it knows all."""
+    try:
+        hints = get_type_hints(kind)
+    except (NameError, TypeError, AttributeError) as error:
+        return f"{kind.__name__}: its types cannot be told: {error}"
+    for one in fields(kind):
+        hint = hints[one.name]
+        if get_origin(hint) is tuple and get_args(hint)[1:] == (...,):
+            hint = get_args(hint)[0]
+        if is_dataclass(hint) and isinstance(hint, type):
+            if within := unreadable(hint):
+                return f"{one.name}.{within}"
+        elif hint not in (bool, int, float, str, dict[str, str]) and get_origin(hint) is not Literal:
+            return f"{one.name}: {hint} is none of bool, int, float, str, Literal, dict[str, str], a dataclass, tuple[X, ...]"
+    return ""
 
 
 def wire_name(one: Field[Any]) -> str:
