@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,7 @@ class Pool:
         self.index = PrefixIndex()
         self.draw = random.Random(self.seed)
         self.counts = Counter()
+        self.running = defaultdict(deque)  # by row: prompt tokens of its requests, oldest first
         self.hit_blocks = 0
         self.all_blocks = 0
 
@@ -54,16 +55,25 @@ class Pool:
         self.all_blocks += len(hashes)
         self.index.learn(hashes, row)
         self.table.inflight[row] += 1
+        self.table.inflight_tokens[row] += request.prompt_tokens
+        self.running[row].append(request.prompt_tokens)
         self.counts[row] += 1
         return row
 
     def end(self, row):
+        """The oldest request of this engine ends."""
         self.table.inflight[row] -= 1
+        self.table.inflight_tokens[row] -= self.running[row].popleft()
 
     def serve(self, prefix):
         row = self.begin(prefix)
         self.end(row)
         return row
+
+    @property
+    def hit_rate(self):
+        """Share of all blocks that the chosen engine held."""
+        return self.hit_blocks / self.all_blocks
 
     @property
     def imbalance(self):
@@ -294,6 +304,36 @@ def test_a_slow_engine_gets_less():
         running.append(pool.begin(chat(("user", text(draw, 300)))))
 
     assert pool.counts[0] < 0.6 * max(pool.counts.values())
+
+
+PLACING = [
+    ("lmetric-scorer",),
+    ("dynamo-cost-scorer",),
+    ("prefix-cache-affinity-filter", "token-load-scorer"),
+]
+
+
+@pytest.mark.parametrize("plugins", PLACING, ids=lambda one: one[0])
+def test_each_way_of_placing_finds_what_random_does_not_and_spreads(plugins):
+    placing, at_random = Pool(scheduler=a_scheduler(*plugins)), Pool(scheduler=a_scheduler("random-picker"))
+
+    for pool in (placing, at_random):
+        in_turns(pool, [Conversation(at, first=8000, answer=400) for at in range(16)], 5)
+
+    assert placing.hit_rate > 1.3 * at_random.hit_rate
+    assert placing.imbalance < 1.1
+
+
+@pytest.mark.parametrize("plugins", PLACING, ids=lambda one: one[0])
+def test_each_way_of_placing_leaves_a_hot_engine(plugins):
+    pool = Pool(scheduler=a_scheduler(*plugins))
+    conversation = Conversation(1, first=3000)
+    home = pool.serve(conversation.prefix)
+    pool.table.inflight[home], pool.table.inflight_tokens[home] = 60, 400_000
+
+    conversation.go_on()
+
+    assert pool.serve(conversation.prefix) != home
 
 
 def test_what_an_engine_held_is_forgotten_when_it_leaves():
