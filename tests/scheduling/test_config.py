@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,8 @@ from extproc import errors, plugins
 from extproc.plugins.session_affinity_scorer import SessionIdConfig, Source
 from extproc.plugins.utilization_filter import Condition
 from extproc.scheduling import config
-from tests.scheduling.builders import HEAD
+from extproc.scheduling.parameters import wire_name
+from tests.scheduling.builders import HEAD, a_cycle, an_endpoint
 
 
 def loaded(**sections):
@@ -422,3 +425,31 @@ def test_any_document_gives_a_configuration_or_a_config_error(value):
         return
 
     config.build(result)
+
+
+WORDS = ["session_id", "waiting-queue", "prefillThroughput", "In", "Exists", "x", ""]
+KEYS = ["metric", "maxValue", "key", "operator", "values", "sources", "header", "cookie", "evictionTtlSeconds", 1]
+GIVEN = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.data(), st.sampled_from(plugins.BUILTIN.types))
+def test_any_parameters_give_a_plugin_that_works_or_a_config_error(data, plugin):
+    keys = [wire_name(one) for one in fields(plugin.Params)]
+    given_parameters = data.draw(st.dictionaries(st.sampled_from(keys or ["x"]), GIVEN, max_size=4))
+    document = {**HEAD, "plugins": [{"type": plugin.TYPE, "parameters": given_parameters}]}
+    try:
+        result = config.load(document, plugins.BUILTIN)
+    except errors.ConfigError:
+        return
+
+    cycle = a_cycle(an_endpoint(queue=1), an_endpoint(inflight=2, matched=2), an_endpoint(tokens=9), blocks=3)
+    try:
+        chosen = config.build(result).schedule(cycle).rows
+    except errors.Saturated:
+        return
+    assert set(chosen) <= {0, 1, 2}
+    assert chosen
