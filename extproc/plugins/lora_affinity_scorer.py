@@ -22,7 +22,8 @@ class LoraAffinityScorer:
     own name, so for requests without an adapter the score is the same for all.
     Upstream grades more finely: 0.8 for an endpoint with a free slot, 0.6 for one where a request waits for the
     adapter. Both come from vLLM's lora_requests_info, which names adapters of requests at work only: one that is loaded
-    and idle is not on it, and would count as absent. What is listed is what does not have to be loaded.
+    and idle is not on it, and would count as absent. What is listed need not be fetched and loaded; whether its weights
+    have a slot on the GPU at this moment is not told.
     No parameters. Source: llm-d's lora-affinity-scorer.
     """
 
