@@ -243,12 +243,16 @@ static bool no_choices(const char *from, const char *end) {
   return at < end && *at == ']';
 }
 
-/* Adds one event to the output, without its usage. */
-static bool hide(stream *self, const char *from, const char *end) {
+typedef struct {
+  const char *from, *end; /* what is to be left out of an event; all of it if nothing remains that was asked for */
+} gap;
+
+/* Records the usage of one event and says what of it to leave out; nothing (from == end) if it stays as it is. */
+static gap hidden(stream *self, const char *from, const char *end) {
   usage at = next_usage(from, end);
-  if (at.end == NULL) return add(&self->out, from, (size_t)(end - from));
+  if (at.end == NULL) return (gap){end, end};
   record(self, at.from, at.end);
-  if (no_choices(from, end)) return self->mode == HIDE_ALL || add(&self->out, from, (size_t)(end - from));
+  if (no_choices(from, end)) return self->mode == HIDE_ALL ? (gap){from, end} : (gap){end, end};
   const char *before = at.key, *after = at.end;
   while (before > from && (before[-1] == ' ' || before[-1] == '\t')) before--;
   if (before > from && before[-1] == ',') {
@@ -257,7 +261,13 @@ static bool hide(stream *self, const char *from, const char *end) {
     const char *comma = spaces(after, end);
     if (comma < end && *comma == ',') after = comma + 1;
   }
-  return add(&self->out, from, (size_t)(before - from)) && add(&self->out, after, (size_t)(end - after));
+  return (gap){before, after};
+}
+
+/* Adds one event to the output, without its usage. */
+static bool hide(stream *self, const char *from, const char *end) {
+  gap out = hidden(self, from, end);
+  return add(&self->out, from, (size_t)(out.from - from)) && add(&self->out, out.end, (size_t)(end - out.end));
 }
 
 /* Replaces the chunk of `length` bytes by the output. */
@@ -271,7 +281,17 @@ static void rewrite(void *envoy, stream *self, const char *from, const char *end
   bool carried = self->carry.length != 0;
   const char *stop = last ? end : last_event(from, end);
   if (self->model_length == 0) read_model(self, from, stop);
-  if (!carried && stop == end && find(from, end, USAGE) == NULL) return; /* the chunk goes on as it is */
+  if (!carried && stop == end) {
+    if (find(from, end, USAGE) == NULL) return; /* the chunk goes on as it is */
+    if (event_end(from, end) == end) { /* the usual case, one event: what stands before the gap is moved over it */
+      gap out = hidden(self, from, end);
+      if (out.from != out.end) {
+        memmove((char *)from + (out.end - out.from), from, (size_t)(out.from - from)); /* the ABI's slices are writable */
+        envoy_dynamic_module_callback_http_drain_body(envoy, RECEIVED_RESPONSE_BODY, (size_t)(out.end - out.from));
+      }
+      return;
+    }
+  }
   bool good = true;
   self->out.length = 0;
   for (const char *at = from; at < stop && good;) {
