@@ -6,6 +6,7 @@ CPU per request is that of the whole process over the round, idle work included.
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PATH = "/v1/chat/completions"
-PORT = 8000
+PORT, OK = 8000, 200
 SHORT_CHARS, LONG_CHARS, SHARED_CHARS = 800, 40_000, 38_000  # 200 tokens; 10k tokens of which 9.5k are shared
 
 
@@ -44,6 +45,11 @@ class Round:
     samples: list[load.Sample]
     envoy_us: float  # CPU per request
     picker_us: float
+    served: list[int]  # requests by engine
+
+    def first_ms(self, share: float) -> float:
+        """Time to the first byte of the body that `share` of the answers took at most."""
+        return load.percentile([sample.first_s for sample in self.samples], share) * 1e3
 
 
 def body(number: int, *, chars: int, shared: int = 0, stream: bool = False) -> bytes:
@@ -89,20 +95,30 @@ async def gateway(hosts: list[str]) -> AsyncIterator[Stack]:
         yield stack
 
 
-async def run_round(url: str, case: Case, envoy: int, picker: int | None) -> Round:
+async def run_round(url: str, case: Case, envoy: int, picker: int | None, hosts: list[str]) -> Round:
     """Measure one round of `case`."""
 
     def cpu() -> tuple[float, float]:
         return processes.cpu_s(envoy), processes.cpu_s(picker) if picker else 0.0
 
-    before = cpu()
+    before, served = cpu(), await _served(hosts)
     if case.rate is None:
         samples = await load.closed(url, case.source, clients=16, seconds=case.seconds)
     else:
         samples = await load.open_loop(url, case.source, rate=case.rate, seconds=case.seconds)
     after = cpu()
     each = 1e6 / max(1, len(samples))
-    return Round(samples, (after[0] - before[0]) * each, (after[1] - before[1]) * each)
+    counts = [b - a for a, b in zip(served, await _served(hosts), strict=True)]
+    return Round(samples, (after[0] - before[0]) * each, (after[1] - before[1]) * each, counts)
+
+
+async def _served(hosts: list[str]) -> list[int]:
+    """Requests that each stub engine has had."""
+    client = await load.connect(f"http://{hosts[0]}:{PORT}", keep_body=True)
+    answer = await client.send(0, b"GET /served HTTP/1.1\r\nhost: stub\r\n\r\n")
+    client.close()
+    counts = json.loads(answer.body)
+    return [counts.get(host, 0) for host in hosts]
 
 
 async def requests(folder: Path, *, rounds: int) -> None:
@@ -115,32 +131,43 @@ async def requests(folder: Path, *, rounds: int) -> None:
             for case in CASES:
                 alone, ours = [], []
                 for _ in range(rounds):
-                    alone.append(await run_round(plain_url, case, plain, None))
+                    alone.append(await run_round(plain_url, case, plain, None, hosts))
                     pids = stack.pids()
-                    ours.append(await run_round(stack.url, case, pids["envoy"], pids["picker"]))
-                rows += [_row(case, "Envoy alone", alone), _row(case, "Envoy + picker", ours)]
-            head = ("case", "", "req/s", "Envoy us", "picker us", "p50 ms", "p99 ms", "not 200")
+                    ours.append(await run_round(stack.url, case, pids["envoy"], pids["picker"], hosts))
+                rows += [_row(case, "Envoy alone", alone), _row(case, "Envoy + picker", ours), _added(alone, ours)]
+            head = ("case", "", "req/s", "Envoy us", "picker us", "p50 ms", "p99 ms", "per engine", "not 200")
             table.show("CPU per request and latency (first byte of the body)", head, rows)
 
 
+def _middle(rounds: list[Round], value: Callable[[Round], float]) -> float:
+    return statistics.median(value(each) for each in rounds)
+
+
 def _row(case: Case, what: str, rounds: list[Round]) -> tuple[str, ...]:
-    def middle(value: Callable[[Round], float]) -> float:
-        return statistics.median(value(each) for each in rounds)
-
-    def first_ms(share: float) -> float:
-        return middle(lambda each: load.percentile([sample.first_s for sample in each.samples], share) * 1e3)
-
-    failed = Counter(sample.status for each in rounds for sample in each.samples if sample.status != 200)
+    failed = Counter(sample.status for each in rounds for sample in each.samples if sample.status != OK)
+    served = [sum(counts) for counts in zip(*(each.served for each in rounds), strict=True)]
     return (
         case.name,
         what,
-        f"{middle(lambda each: len(each.samples) / case.seconds):.0f}",
-        f"{middle(lambda each: each.envoy_us):.0f}",
-        f"{middle(lambda each: each.picker_us):.0f}",
-        f"{first_ms(0.5):.2f}",
-        f"{first_ms(0.99):.2f}",
+        f"{_middle(rounds, lambda each: len(each.samples) / case.seconds):.0f}",
+        f"{_middle(rounds, lambda each: each.envoy_us):.0f}",
+        f"{_middle(rounds, lambda each: each.picker_us):.0f}",
+        f"{_middle(rounds, lambda each: each.first_ms(0.5)):.2f}",
+        f"{_middle(rounds, lambda each: each.first_ms(0.99)):.2f}",
+        f"{min(served)}..{max(served)}",
         str(dict(failed)) if failed else "0",
     )
+
+
+def _added(alone: list[Round], ours: list[Round]) -> tuple[str, ...]:
+    """What the picker adds to Envoy alone."""
+    envoy = _middle(ours, lambda each: each.envoy_us) - _middle(alone, lambda each: each.envoy_us)
+    first = [
+        statistics.median(each.first_ms(share) for each in ours)
+        - statistics.median(each.first_ms(share) for each in alone)
+        for share in (0.5, 0.99)
+    ]
+    return ("", "added", "", f"{envoy:+.0f}", "", f"{first[0]:+.2f}", f"{first[1]:+.2f}", "", "")
 
 
 async def idle(*, seconds: float) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+from collections import Counter
 from typing import cast
 
 import uvloop
@@ -45,6 +47,9 @@ def _chunk(data: str) -> bytes:
 
 HEALTH, MODELS_PAGE, PAGE, JSON = _plain(""), _plain(MODELS), _plain(METRICS, "text/plain"), _plain(ANSWER)
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+SERVED: Counter[str] = Counter()  # POST requests by the address that they came to; GET /served tells
 
 
 class Engine(asyncio.Protocol):
@@ -92,6 +97,7 @@ class Engine(asyncio.Protocol):
     def _answer(self, head: bytes, body: bytes) -> None:
         assert self._transport is not None  # noqa: S101 - data came over it
         if head.startswith(b"post"):
+            SERVED[self._transport.get_extra_info("sockname")[0]] += 1
             if b'"stream":true' in body or b'"stream": true' in body:
                 self._transport.write(STREAM)
                 self._running = b"continuous_usage_stats" in body
@@ -99,6 +105,8 @@ class Engine(asyncio.Protocol):
                 self._step(0)
             else:
                 self._transport.write(JSON)
+        elif head.startswith(b"get /served"):
+            self._transport.write(_plain(json.dumps(SERVED)))
         else:
             pages = {b"/health": HEALTH, b"/metrics": PAGE, b"/v1/models": MODELS_PAGE}
             self._transport.write(pages.get(head.split(b" ", 2)[1], HEALTH))
