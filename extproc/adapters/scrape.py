@@ -1,7 +1,7 @@
 """Asks the engines how they are: /metrics often where there is work, seldom where there is none; /v1/models rarely.
 
 Our own in-flight counts are exact at once; what is scraped adds the load that others put on an engine, and tells that it
-lives. So a busy engine is asked about twice a second, an idle one every few seconds, and the more of them there are the
+lives. So a busy engine is asked about once a second, an idle one every few seconds, and the more of them there are the
 more seldom, which bounds what all of it costs. An engine that cannot be reached is avoided until it answers again.
 
 One tick looks at all endpoints; a few requests at a time run beside it, over connections that stay open.
@@ -34,7 +34,7 @@ class Pace:
     """How often, how long, how many at once. Times in seconds."""
 
     tick_s: float = 0.1
-    busy_s: float = 0.4  # an engine with requests; its queue changes within a second
+    busy_s: float = 0.8  # an engine with requests; a page costs as much as two or three decisions (Kthena: 1 s)
     idle_s: float = 2.0  # an engine without
     spread_s: float = 0.05  # of further interval for each endpoint: 100 idle ones are asked every 5 s, 20 a second
     busy_spread_s: float = 0.02  # the same for busy ones: at most 50 a second
