@@ -18,6 +18,7 @@ from bench import table
 from extproc import plugins
 from extproc.adapters import settings, telemetry
 from extproc.adapters.desk import Desk
+from extproc.adapters.errands import Errands
 from extproc.adapters.transport import access_log, ext_proc
 from extproc.director import Director, World
 from extproc.kvcache.index import PrefixIndex
@@ -104,7 +105,7 @@ class Picker:
             }
         )
         self.director.use_routes(RouteTable.build([route], [server]))
-        desk = Desk(self.director, telemetry.Telemetry(self.world, self.director.routes_know))
+        desk = Desk(self.director, telemetry.Telemetry(self.world, self.director.routes_know), Errands())
         self.exchanges = ext_proc.ExtProcService(desk, max_body_bytes=32 << 20, tickets=tickets)
         self.log = access_log.AccessLogService(desk.settle).open(Sink())
         self._headers = _headers()

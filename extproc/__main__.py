@@ -27,6 +27,7 @@ from aiohttp import web
 
 from extproc.adapters import admin, custom, logs, settings, telemetry
 from extproc.adapters.desk import Desk
+from extproc.adapters.errands import Errands
 from extproc.adapters.scrape import Scraper
 from extproc.adapters.transport import access_log, ext_proc, health, serving
 from extproc.adapters.transport.calls import Limits
@@ -124,7 +125,8 @@ class _Picker:
         self._synced = False
         self._scraper = Scraper(table, self._view, clock=time.monotonic, draw=draw)
         self._telemetry = telemetry.Telemetry(self._world, self._director.routes_know)
-        self._desk = Desk(self._director, self._telemetry, access_log=args.access_log)
+        self._errands = Errands()
+        self._desk = Desk(self._director, self._telemetry, self._errands, access_log=args.access_log)
         self._exchanges = ext_proc.ExtProcService(
             self._desk,
             max_body_bytes=args.max_body_bytes,
@@ -143,6 +145,7 @@ class _Picker:
         for store in self._stores:
             self._view.follow(store)
         async with AsyncExitStack() as stack:
+            stack.callback(self._errands.close)
             await self._open_pages(stack)
             for name, work in (
                 *((store.kind.plural, store.run) for store in self._stores),

@@ -20,10 +20,10 @@ from extproc.scheduling.framework import Cycle
 from extproc.traffic import listing
 from extproc.traffic.ledger import Sent
 from extproc.traffic.routes import RouteTable
-from extproc.types import Decision, Reply
+from extproc.types import Aside, Decision, Reply, Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from extproc.traffic.ledger import Ledger, Settlement
     from extproc.traffic.pools import Pools
     from extproc.traffic.routes import Placement
-    from extproc.types import HttpRequest, InferenceRequest, Outcome
+    from extproc.types import HttpRequest, InferenceRequest, Outcome, Story
 
 _JSON: Final = (("content-type", "application/json"),)
 _SATURATED_RETRY_S: Final = 1  # load changes within a second
@@ -104,13 +104,20 @@ class Director:
         self._scheduler = scheduler
         self._blocks = blocks
 
-    def decide(self, http: HttpRequest) -> Decision | Reply:
-        """Say where the request goes. Raises Rejection."""
+    def decide(self, http: HttpRequest) -> Story:
+        """Tell where the request goes: a generator that yields what it has to wait for. Raises Rejection."""
         if http.method == "GET" and (listed := self._listed(http.path)) is not None:
             return listed
         request = parse.parse(http)
         placement = self._placement(request)
-        chain = self._blocks.chain(request, placement.model)
+        prefix = self._blocks.prefix(request, placement.model)
+        if isinstance(prefix, Unread):
+            unread = prefix
+            try:
+                prefix = unread.read((yield Aside(unread.work)))
+            except errors.Busy:
+                prefix = unread.otherwise()
+        chain = prefix.hashes
         rows = self._candidates(request, placement)
         now = self._clock()
         cycle = self._cycle(request, rows, chain, now)
@@ -200,7 +207,7 @@ class Director:
         address = self._world.table.address
         return np.array([row for row in rows.tolist() if address(row) in allowed], dtype=np.intp)
 
-    def _cycle(self, request: InferenceRequest, rows: NDArray[np.intp], chain: list[int], now: float) -> Cycle:
+    def _cycle(self, request: InferenceRequest, rows: NDArray[np.intp], chain: Sequence[int], now: float) -> Cycle:
         index = self._world.index
         return Cycle(
             request=request,
@@ -221,7 +228,9 @@ class Director:
             rejection.retry_after_s = rejection.retry_after_s or _SATURATED_RETRY_S
             raise
 
-    def _record(self, ticket: str, cycle: Cycle, chain: list[int], *, placement: Placement, result: Result) -> Record:
+    def _record(
+        self, ticket: str, cycle: Cycle, chain: Sequence[int], *, placement: Placement, result: Result
+    ) -> Record:
         """Note the request as sent, and what its endpoint will hold."""
         request = cycle.request
         chosen = result.rows[0]

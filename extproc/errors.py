@@ -93,6 +93,10 @@ class Saturated(Rejection):
     code = "saturated"
 
 
+class Busy(Exception):
+    """An errand that cannot be run now: as many as may are waiting. The story goes on without."""
+
+
 class ConfigError(Exception):
     """A configuration that cannot be used; `path` is the key, as in `plugins[2].parameters.threshold`."""
 

@@ -8,11 +8,9 @@ Named tuples, not dataclasses: each is made for every request, and a frozen data
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class Api(Enum):
@@ -64,6 +62,23 @@ class InferenceRequest(NamedTuple):
     subset: tuple[str, ...] | None = None
 
 
+class Prefix(NamedTuple):
+    """What a prompt's cached beginning is looked up by: the hashes of its blocks, each covering all before it."""
+
+    hashes: Sequence[int]
+    block_tokens: int  # tokens in a block; about, where blocks are cut from text
+    tokens: int | None = None  # of the whole prompt, counted; None: nobody counted them
+    exact: bool = False  # blocks of token ids, as engines cut them
+
+
+class Unread(NamedTuple):
+    """A prefix whose text has to be tokenized first, which takes long."""
+
+    work: Callable[[], Any]  # beside the loop
+    read: Callable[[Any], Prefix]  # takes what `work` returned
+    otherwise: Callable[[], Prefix]  # where there is no time for it
+
+
 class Decision(NamedTuple):
     """Where a request goes, and what is changed on the way."""
 
@@ -82,6 +97,18 @@ class Reply(NamedTuple):
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
     details: str = ""  # response code details in Envoy's log
+
+
+class Aside(NamedTuple):
+    """Work that takes long and touches no state of ours: it is done beside the loop."""
+
+    work: Callable[[], Any]  # its value or its exception comes back into the story
+
+
+Errand = Aside
+# One request's story: it yields an errand where it needs the world, and goes on with what came of it. An errand that
+# cannot be run now is answered with `errors.Busy`; closing the story withdraws it.
+Story = Generator[Errand, Any, Decision | Reply]
 
 
 class Outcome(NamedTuple):

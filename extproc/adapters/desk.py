@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from extproc.adapters.errands import Telling
 from extproc.errors import Rejection
 from extproc.traffic.ledger import End
 from extproc.types import Outcome
 from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
+    from extproc.adapters.errands import Errands
     from extproc.adapters.telemetry import Telemetry
+    from extproc.adapters.transport.ext_proc import Answer, Parked
     from extproc.director import Director
     from extproc.traffic.ledger import Settlement
     from extproc.types import Decision, HttpRequest, Reply
@@ -48,24 +51,37 @@ _named: Final = msgspec.json.Decoder(_Named).decode
 class Desk:
     """The transport's asker, and the taker of outcomes."""
 
-    def __init__(self, director: Director, telemetry: Telemetry, *, access_log: bool = False) -> None:
+    def __init__(self, director: Director, telemetry: Telemetry, errands: Errands, *, access_log: bool = False) -> None:
         """`access_log`: a line for every request, at info. Without it only what went wrong is written."""
         self.refusals: deque[Refusal] = deque(maxlen=_REMEMBERED)  # oldest first
         self._director = director
+        self._errands = errands
         self._telemetry = telemetry
         self._access_log = access_log
         self._answered: dict[str, tuple[str, int]] = {}  # by ticket: endpoint, status
 
-    def decide(self, request: HttpRequest) -> Decision | Reply:
-        """Decide and count. Raises Rejection."""
+    def decide(self, request: HttpRequest) -> Decision | Reply | Parked:
+        """Decide and count, or hold the request while an errand is run for it. Raises Rejection."""
         started = time.perf_counter()
+        story = self._director.decide(request)
         try:
-            answer = self._director.decide(request)
+            errand = next(story)
+        except StopIteration as told:
+            self._telemetry.decided(time.perf_counter() - started)
+            answer: Decision | Reply = told.value
+            return answer
         except Rejection as rejection:
             self._refused(request, rejection, time.perf_counter() - started)
             raise
-        self._telemetry.decided(time.perf_counter() - started)
-        return answer
+        return Telling(story, errand, self._errands, lambda answer: self._told(request, answer, started))
+
+    def _told(self, request: HttpRequest, answer: Answer, started: float) -> None:
+        """Count the end of a story that had to wait."""
+        took_s = time.perf_counter() - started
+        if isinstance(answer, Rejection):
+            self._refused(request, answer, took_s)
+        else:
+            self._telemetry.decided(took_s)
 
     def settle(self, outcome: Outcome) -> None:
         """Take the end of a request."""

@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from xxhash import xxh3_64_intdigest
 
-if TYPE_CHECKING:
-    from extproc.types import InferenceRequest
+from extproc.types import Prefix
 
+if TYPE_CHECKING:
+    from extproc.types import InferenceRequest, Unread
+
+_BYTES_PER_TOKEN: Final = 4  # English text, roughly
 _ROLE: Final = b'"role"'  # in a string its quotes would be escaped
 _GAP: Final = 64  # bytes looked at for a message's end
 
@@ -29,7 +32,7 @@ _GAP: Final = 64  # bytes looked at for a message's end
 class PrefixBlocks(Protocol):
     """Anything that turns a request's prefix into a chain of block hashes."""
 
-    def chain(self, request: InferenceRequest, model: str) -> list[int]:
+    def prefix(self, request: InferenceRequest, model: str) -> Prefix | Unread:
         """Return the hashes of the prefix's blocks, first block first; empty if there is nothing to look up.
 
         `model` is the name that goes to the engine, after any rewrite.
@@ -47,6 +50,10 @@ class TextBlocks:
 
     block_bytes: int = 64
     max_blocks: int = 8192
+
+    def prefix(self, request: InferenceRequest, model: str) -> Prefix:
+        """Return the chain over the request's text."""
+        return Prefix(self.chain(request, model), self.block_bytes // _BYTES_PER_TOKEN)
 
     def chain(self, request: InferenceRequest, model: str) -> list[int]:
         """Return the hashes of the blocks; empty for text that is shorter than a block."""

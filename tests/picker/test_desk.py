@@ -10,6 +10,7 @@ import pytest
 from extproc import errors
 from extproc.adapters import logs, telemetry
 from extproc.adapters.desk import Desk
+from extproc.adapters.errands import Errands
 from extproc.types import HttpRequest
 from tests.director.stage import Stage, a_chat, an_outcome
 
@@ -20,7 +21,8 @@ class Counting(Stage):
     def __init__(self, *, access_log=False):
         super().__init__()
         self.telemetry = telemetry.Telemetry(self.director._world, self.director.routes_know)
-        self.desk = Desk(self.director, self.telemetry, access_log=access_log)
+        self.errands = Errands()
+        self.desk = Desk(self.director, self.telemetry, self.errands, access_log=access_log)
         self.registry = prometheus_client.CollectorRegistry()
         self.registry.register(self.telemetry)
 

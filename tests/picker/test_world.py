@@ -67,7 +67,7 @@ async def test_pods_that_are_not_ready_or_on_their_way_out_get_nothing():
 
 async def test_a_pod_that_is_replaced_under_its_address_starts_anew():
     stage = await following()
-    decision = stage.director.decide(a_chat("hello " * 100))
+    decision = stage.decide(a_chat("hello " * 100))
     address = decision.endpoints[0]
     name, engine = ("a", A) if address == A.address else ("b", B)
 
@@ -82,7 +82,7 @@ async def test_a_pod_that_is_replaced_under_its_address_starts_anew():
 
 async def test_a_restarted_engine_has_forgotten_its_cache():
     stage = await following()
-    address = stage.director.decide(a_chat("hello " * 100)).endpoints[0]
+    address = stage.decide(a_chat("hello " * 100)).endpoints[0]
     row = stage.table.row(address)
     name, engine = ("a", A) if address == A.address else ("b", B)
 
