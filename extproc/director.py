@@ -120,7 +120,7 @@ class Director:
         chain = prefix.hashes
         rows = self._candidates(request, placement)
         now = self._clock()
-        cycle = self._cycle(request, rows, chain, now)
+        cycle = self._cycle(request, rows, chain, now=now, engine_model=placement.model)
         result = self._schedule(cycle)
         record = self._record(http.ticket or self._tickets(), cycle, chain, placement=placement, result=result)
         body, usage = rewrite.rewritten(
@@ -207,7 +207,9 @@ class Director:
         address = self._world.table.address
         return np.array([row for row in rows.tolist() if address(row) in allowed], dtype=np.intp)
 
-    def _cycle(self, request: InferenceRequest, rows: NDArray[np.intp], chain: Sequence[int], now: float) -> Cycle:
+    def _cycle(
+        self, request: InferenceRequest, rows: NDArray[np.intp], chain: Sequence[int], *, now: float, engine_model: str
+    ) -> Cycle:
         index = self._world.index
         return Cycle(
             request=request,
@@ -218,6 +220,7 @@ class Director:
             now=now,
             draw=self._draw,
             trunk=index.trunk(chain),
+            engine_model=engine_model,
         )
 
     def _schedule(self, cycle: Cycle) -> Result:

@@ -1,8 +1,9 @@
 """What the scheduler needs out of an engine's metrics page, found without reading the rest of it.
 
-A page of a real engine has 60 KB and 600 lines, of which three matter: each is looked for by its name. Where an engine
+A page of a real engine has 60 KB and 600 lines, of which a handful matters: each is looked for by its name. Where an engine
 runs several ranks or models, it writes a line for each: requests add up over them; of KV usage the fullest counts, for
-that is where the next request may have to wait. Ranks of one tensor- or pipeline-parallel group repeat each other.
+that is where the next request may have to wait. Ranks of one tensor- or pipeline-parallel group repeat each other. Adapters
+stand in labels, of vLLM's `lora_requests_info`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from extproc.scheduling.endpoints import Lora
+
+_LABEL: Final = re.compile(rb'(\w+)="((?:[^"\\]|\\.)*)"')
+_DIGITS: Final = 9  # more are no count of adapters
+_ESCAPED: Final = re.compile(rb"\\(.)")
 _REPEATED: Final = re.compile(rb'(?:tp_rank|pp_rank|moe_ep_rank)="[^"]*",?')
 
 
@@ -21,6 +27,7 @@ class Names:
     waiting: tuple[bytes, ...]
     running: tuple[bytes, ...]
     kv_usage: tuple[bytes, ...]
+    lora: tuple[bytes, ...] = ()
 
 
 NAMES: Final = {
@@ -28,6 +35,7 @@ NAMES: Final = {
         waiting=(b"vllm:num_requests_waiting",),
         running=(b"vllm:num_requests_running",),
         kv_usage=(b"vllm:kv_cache_usage_perc", b"vllm:gpu_cache_usage_perc"),
+        lora=(b"vllm:lora_requests_info",),
     ),
     "SGLang": Names(
         waiting=(b"sglang:num_queue_reqs",),
@@ -44,21 +52,38 @@ class Load:
     waiting: float
     running: float
     kv_usage: float  # 0..1
+    lora: Lora | None = None  # None: nothing is said of adapters
 
 
 def load(page: bytes, names: Names) -> Load | None:
     """Return the engine's load; None if the page says nothing of its requests."""
     page = b"\n" + page  # so that every line is found alike
-    waiting = _samples(page, names.waiting)
-    running = _samples(page, names.running)
+    waiting = _samples(page, names.waiting).values()
+    running = _samples(page, names.running).values()
     if not waiting and not running:
         return None
-    usage = _samples(page, names.kv_usage)
-    return Load(sum(waiting), sum(running), min(max(usage, default=0.0), 1.0))
+    usage = _samples(page, names.kv_usage).values()
+    return Load(sum(waiting), sum(running), min(max(usage, default=0.0), 1.0), _lora(_samples(page, names.lora)))
 
 
-def _samples(page: bytes, names: tuple[bytes, ...]) -> list[float]:
-    """Return the values of the first of `names` that is there, one for each label set that counts by itself."""
+def _lora(series: dict[bytes, float]) -> Lora | None:
+    """Read the adapters out of the labels of the newest series: every combination has its own, and its time as value."""
+    if not series:
+        return None
+    labels = {name: _ESCAPED.sub(rb"\1", value) for name, value in _LABEL.findall(max(series, key=series.__getitem__))}
+    slots = labels.get(b"max_lora", b"")
+    if not slots.isdigit() or len(slots) > _DIGITS:
+        return None
+    running, waiting = (_names(labels.get(one, b"")) for one in (b"running_lora_adapters", b"waiting_lora_adapters"))
+    return Lora(running, waiting, int(slots))
+
+
+def _names(value: bytes) -> frozenset[str]:
+    return frozenset(name.strip() for name in value.decode(errors="replace").split(",") if name.strip())
+
+
+def _samples(page: bytes, names: tuple[bytes, ...]) -> dict[bytes, float]:
+    """Return values by label set, of the first of `names` that is there; sets that repeat each other are one."""
     for name in names:
         found: dict[bytes, float] = {}
         at = page.find(b"\n" + name)
@@ -71,8 +96,8 @@ def _samples(page: bytes, names: tuple[bytes, ...]) -> list[float]:
                 found[labels] = max(found.get(labels, value), value)
             at = page.find(b"\n" + name, at + 1)
         if found:
-            return list(found.values())
-    return []
+            return found
+    return {}
 
 
 def _sample(line: bytes, name_length: int) -> tuple[bytes, float] | None:

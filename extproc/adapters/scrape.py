@@ -180,6 +180,7 @@ class Scraper:
         self.counts.pages += 1
         table = self._table
         table.waiting[row], table.running[row], table.kv_usage[row] = found.waiting, found.running, found.kv_usage
+        table.lora[row] = found.lora
         table.scraped_at[row] = self._clock()
         return bool(found.waiting or found.running)
 
@@ -189,7 +190,9 @@ class Scraper:
         if row is None or status != 200:  # noqa: PLR2004 - HTTP's OK
             return
         with suppress(msgspec.MsgspecError):
-            self._table.models[row] = frozenset(model.id for model in _models(body).data)
+            found = _models(body).data
+            self._table.models[row] = frozenset(model.id for model in found)
+            self._table.adapters[row] = frozenset(model.id for model in found if model.parent)
 
     async def _get(self, session: aiohttp.ClientSession, address: str, path: str) -> tuple[int, bytes]:
         url = f"{self._schemes.scheme(address)}://{address}{path}"
@@ -226,6 +229,7 @@ class Scraper:
 
 class _Model(msgspec.Struct):
     id: str
+    parent: object = None  # of an adapter: its base model
 
 
 class _Models(msgspec.Struct):

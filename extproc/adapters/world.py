@@ -155,6 +155,7 @@ def _member(server: networking.ModelServer, pod: core.Pod, address: str) -> _Mem
             engine=server.spec.inference_engine,
             labels=pod.metadata.labels,
             ready=pod.ready and not pod.terminating,
+            node=pod.spec.node_name,
         ),
         scheme=server.spec.workload_port.protocol,
         uid=pod.metadata.uid,

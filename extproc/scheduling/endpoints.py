@@ -7,7 +7,7 @@ director counts what is in flight. Readers take columns by row number, so that a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+# The numeric columns, each with what stands in the row of an endpoint of which nothing is known.
+_UNKNOWN: Final = {
+    "waiting": 0.0,
+    "running": 0.0,
+    "kv_usage": 0.0,
+    "scraped_at": -np.inf,
+    "inflight": 0,
+    "inflight_tokens": 0,
+    "avoid_until": 0.0,
+    "ttft_samples": 0.0,
+    "ttft_s": 0.0,
+    "ttft_tokens": 0.0,
+    "ttft_variance": 0.0,
+    "ttft_covariance": 0.0,
+    "tpot_samples": 0.0,
+    "tpot_s": 0.0,
+    "latency_load": 0.0,
+    "latency_at": -np.inf,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +46,15 @@ class Endpoint:
     engine: str  # "vLLM" or "SGLang": whose metric names it speaks
     labels: Mapping[str, str] = field(default_factory=dict)
     ready: bool = True
+    node: str = ""  # name of the node that the pod runs on; "" if it is not told
+
+
+class Lora(NamedTuple):
+    """What an engine's metrics page says of its adapters."""
+
+    running: frozenset[str]  # with a request in the batch
+    waiting: frozenset[str]  # with a request in the queue
+    slots: int  # adapters that fit into one batch
 
 
 class EndpointTable:
@@ -41,11 +70,23 @@ class EndpointTable:
         self.running: NDArray[np.float64] = np.zeros(capacity)  # requests in its batch
         self.kv_usage: NDArray[np.float64] = np.zeros(capacity)  # share of KV blocks in use, 0..1
         self.scraped_at: NDArray[np.float64] = np.full(capacity, -np.inf)  # monotonic seconds; -inf: never
+        self.models: list[frozenset[str]] = [frozenset()] * capacity  # ids at /v1/models, adapters included
+        self.adapters: list[frozenset[str]] = [frozenset()] * capacity  # those of `models` that are adapters
+        self.lora: list[Lora | None] = [None] * capacity  # None: the engine says nothing of adapters
         # What this picker knows by itself.
         self.inflight: NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)  # requests sent and not settled
         self.inflight_tokens: NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)  # their prompt tokens
         self.avoid_until: NDArray[np.float64] = np.zeros(capacity)  # monotonic seconds: it failed lately
-        self.models: list[frozenset[str]] = [frozenset()] * capacity  # ids at /v1/models, adapters included
+        # What settled requests took; `scheduling.latency` writes and reads these. Means are weighted by age.
+        self.ttft_samples: NDArray[np.float64] = np.zeros(capacity)  # measured, less those that age has taken
+        self.ttft_s: NDArray[np.float64] = np.zeros(capacity)  # mean time to the first token
+        self.ttft_tokens: NDArray[np.float64] = np.zeros(capacity)  # mean of the prompt tokens that were not cached
+        self.ttft_variance: NDArray[np.float64] = np.zeros(capacity)  # of these tokens
+        self.ttft_covariance: NDArray[np.float64] = np.zeros(capacity)  # of these tokens with the time, token seconds
+        self.tpot_samples: NDArray[np.float64] = np.zeros(capacity)
+        self.tpot_s: NDArray[np.float64] = np.zeros(capacity)  # mean time between tokens
+        self.latency_load: NDArray[np.float64] = np.zeros(capacity)  # mean of `inflight` while they were measured
+        self.latency_at: NDArray[np.float64] = np.full(capacity, -np.inf)  # monotonic seconds, of the last sample
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -87,24 +128,19 @@ class EndpointTable:
         return row
 
     def _reset(self, row: int) -> None:
-        for column in (
-            self.waiting,
-            self.running,
-            self.kv_usage,
-            self.inflight,
-            self.inflight_tokens,
-            self.avoid_until,
-        ):
-            column[row] = 0
-        self.scraped_at[row] = -np.inf
-        self.models[row] = frozenset()
+        for name, unknown in _UNKNOWN.items():
+            getattr(self, name)[row] = unknown
+        self.models[row] = self.adapters[row] = frozenset()
+        self.lora[row] = None
 
     def _grow(self) -> None:
         size = len(self.endpoints)
         self.endpoints.extend([None] * size)
         self.models.extend([frozenset()] * size)
+        self.adapters.extend([frozenset()] * size)
+        self.lora.extend([None] * size)
         self.addresses = np.concatenate([self.addresses, np.full(size, "", dtype=object)])
         self._free.extend(range(2 * size - 1, size - 1, -1))
-        for name in ("waiting", "running", "kv_usage", "scraped_at", "inflight", "inflight_tokens", "avoid_until"):
+        for name, unknown in _UNKNOWN.items():
             column = getattr(self, name)
-            setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
+            setattr(self, name, np.concatenate([column, np.full_like(column, unknown)]))

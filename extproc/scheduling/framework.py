@@ -37,6 +37,7 @@ class Cycle(NamedTuple):
     now: float  # monotonic seconds
     draw: Draw
     trunk: int = 0  # blocks at the prefix's start from which earlier requests went on; 0 if not known
+    engine_model: str = ""  # the name that goes to the engine; "": the one that the client asked for
 
     def narrowed(self, keep: NDArray[np.bool_]) -> Cycle:
         """Return the cycle over the candidates that `keep` (shape (n,)) marks."""

@@ -30,6 +30,7 @@ class Engine:
 
     def __init__(self):
         self.running, self.waiting, self.usage, self.models = 0, 0, 0.0, ["demo"]
+        self.adapters, self.more = [], ""  # names of adapters; lines at the end of the metrics page
         self.asked = 0
         self.address = ""
 
@@ -48,9 +49,12 @@ class Engine:
                 head = await reader.readuntil(b"\r\n\r\n")
                 self.asked += 1
                 if b"/metrics" in head:
-                    body = PAGE.format(running=self.running, waiting=self.waiting, usage=self.usage).encode()
+                    body = PAGE.format(running=self.running, waiting=self.waiting, usage=self.usage)
+                    body = (body + self.more).encode()
                 else:
-                    body = json.dumps({"data": [{"id": model} for model in self.models]}).encode()
+                    listed = [{"id": model, "parent": None} for model in self.models]
+                    listed += [{"id": adapter, "parent": self.models[0]} for adapter in self.adapters]
+                    body = json.dumps({"data": listed}).encode()
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         writer.close()
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from extproc.adapters import pages
 from extproc.adapters.pages import Load
+from extproc.scheduling.endpoints import Lora
 
 VLLM, SGLANG = pages.NAMES["vLLM"], pages.NAMES["SGLang"]
 RECORDED = Path(__file__).parents[1] / "simulator" / "recordings"
@@ -70,7 +71,15 @@ def test_a_page_that_says_nothing_gives_nothing(page):
     assert pages.load(page, VLLM) is None
 
 
-@given(st.binary(max_size=200), st.sampled_from([b"", b"vllm:num_requests_running{", b"vllm:num_requests_running "]))
+STARTS = [
+    b"",
+    b"vllm:num_requests_running{",
+    b"vllm:num_requests_running ",
+    b"vllm:num_requests_running 1\nvllm:lora_requests_info{",
+]
+
+
+@given(st.binary(max_size=200), st.sampled_from(STARTS))
 def test_any_bytes_are_survived(page, start):
     found = pages.load(start + page, VLLM)
 
@@ -82,4 +91,37 @@ def test_a_recorded_page_is_read():
     if recorded is None:
         pytest.skip("the recordings are not here")
 
-    assert pages.load(recorded.read_bytes(), VLLM) == Load(0.0, 0.0, 0.0)
+    assert pages.load(recorded.read_bytes(), VLLM) == Load(0.0, 0.0, 0.0, Lora(frozenset(), frozenset(), 2))
+
+
+LORA = "vllm:lora_requests_info"
+
+
+def adapters(*lines):
+    page = "\n".join(["vllm:num_requests_running 1", *lines])
+    return pages.load(page.encode(), VLLM).lora
+
+
+def test_adapters_are_those_of_the_newest_series():
+    found = adapters(
+        f'{LORA}{{max_lora="2",running_lora_adapters="",waiting_lora_adapters=""}} 1.7952325248874614e+09',
+        f'{LORA}{{max_lora="2",running_lora_adapters="b,a",waiting_lora_adapters="c"}} 1.7952325258874614e+09',
+        f'{LORA}{{max_lora="2",running_lora_adapters="old",waiting_lora_adapters=""}} 1.7952325248823237e+09',
+    )
+
+    assert found == Lora(frozenset({"a", "b"}), frozenset({"c"}), 2)
+
+
+def test_labels_of_adapters_come_in_any_order_and_may_be_escaped():
+    found = adapters(rf'{LORA}{{waiting_lora_adapters="a\"b",running_lora_adapters="x\\y",max_lora="4"}} 1')
+
+    assert found == Lora(frozenset({r"x\y"}), frozenset({'a"b'}), 4)
+
+
+@pytest.mark.parametrize("labels", ["", "{}", '{max_lora="x"}', '{max_lora=""}', f'{{max_lora="{"9" * 5000}"}}'])
+def test_adapters_are_not_known_where_the_page_does_not_say_how_many_fit(labels):
+    assert adapters(f"{LORA}{labels} 1") is None
+
+
+def test_an_engine_without_adapters_says_nothing_of_them():
+    assert adapters() is None

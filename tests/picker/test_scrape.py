@@ -6,7 +6,7 @@ import random
 import time
 
 from extproc.adapters.scrape import Pace, Scraper
-from extproc.scheduling.endpoints import Endpoint, EndpointTable
+from extproc.scheduling.endpoints import Endpoint, EndpointTable, Lora
 from tests.picker.running import Engine, eventually
 
 
@@ -54,13 +54,25 @@ class Slow(Engine):
 
 async def test_load_and_models_reach_the_table():
     engine = Engine()
-    engine.running, engine.waiting, engine.usage, engine.models = 3, 2, 0.5, ["demo", "adapter"]
+    engine.running, engine.waiting, engine.usage, engine.models = 3, 2, 0.5, ["demo", "demo-too"]
     async with scraping([engine]) as (table, _):
         await eventually(lambda: table.models[0])
 
         assert (table.running[0], table.waiting[0], table.kv_usage[0]) == (3.0, 2.0, 0.5)
-        assert table.models[0] == {"demo", "adapter"}
+        assert table.models[0] == {"demo", "demo-too"}
         assert table.scraped_at[0] > 0
+
+
+async def test_adapters_reach_the_table():
+    engine = Engine()
+    engine.adapters = ["tall", "small"]
+    engine.more = 'vllm:lora_requests_info{max_lora="4",running_lora_adapters="tall",waiting_lora_adapters=""} 1.7e9\n'
+    async with scraping([engine]) as (table, _):
+        await eventually(lambda: table.models[0])
+
+        assert table.models[0] == {"demo", "tall", "small"}
+        assert table.adapters[0] == {"tall", "small"}
+        assert table.lora[0] == Lora(frozenset({"tall"}), frozenset(), 4)
 
 
 async def test_a_busy_engine_is_asked_more_often_than_an_idle_one():
