@@ -15,6 +15,7 @@ from typing import Final
 from extproc.scheduling.endpoints import Lora
 
 _LABEL: Final = re.compile(rb'(\w+)="((?:[^"\\]|\\.)*)"')
+_SIZES: Final = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="(\d{1,15})"')
 _DIGITS: Final = 9  # more are no count of adapters
 _ESCAPED: Final = re.compile(rb"\\(.)")
 _REPEATED: Final = re.compile(rb'(?:tp_rank|pp_rank|moe_ep_rank)="[^"]*",?')
@@ -27,6 +28,7 @@ class Names:
     waiting: tuple[bytes, ...]
     running: tuple[bytes, ...]
     kv_usage: tuple[bytes, ...]
+    kv_tokens: tuple[bytes, ...] = ()  # as a value, or in labels of an info metric
     lora: tuple[bytes, ...] = ()
 
 
@@ -35,12 +37,14 @@ NAMES: Final = {
         waiting=(b"vllm:num_requests_waiting",),
         running=(b"vllm:num_requests_running",),
         kv_usage=(b"vllm:kv_cache_usage_perc", b"vllm:gpu_cache_usage_perc"),
+        kv_tokens=(b"vllm:cache_config_info",),
         lora=(b"vllm:lora_requests_info",),
     ),
     "SGLang": Names(
         waiting=(b"sglang:num_queue_reqs",),
         running=(b"sglang:num_running_reqs",),
         kv_usage=(b"sglang:token_usage",),
+        kv_tokens=(b"sglang:max_total_num_tokens",),
     ),
 }
 
@@ -52,6 +56,7 @@ class Load:
     waiting: float
     running: float
     kv_usage: float  # 0..1
+    kv_tokens: float = 0.0  # that fit into the KV cache; 0: not told
     lora: Lora | None = None  # None: nothing is said of adapters
 
 
@@ -63,7 +68,22 @@ def load(page: bytes, names: Names) -> Load | None:
     if not waiting and not running:
         return None
     usage = _samples(page, names.kv_usage).values()
-    return Load(sum(waiting), sum(running), min(max(usage, default=0.0), 1.0), _lora(_samples(page, names.lora)))
+    return Load(
+        waiting=sum(waiting),
+        running=sum(running),
+        kv_usage=min(max(usage, default=0.0), 1.0),
+        kv_tokens=sum(_tokens(*sample) for sample in _samples(page, names.kv_tokens).items()),
+        lora=_lora(_samples(page, names.lora)),
+    )
+
+
+def _tokens(labels: bytes, value: float) -> float:
+    """Return how many tokens one rank's KV cache holds: the value, or what an info metric (of value 1) has in its labels."""
+    if value > 1:
+        return value
+    found = {name: int(count) for name, count in _SIZES.findall(labels)}
+    blocks = found.get(b"num_gpu_blocks", 0) * found.get(b"block_size", 0)  # older engines tell no more
+    return float(found.get(b"kv_cache_size_tokens", blocks))
 
 
 def _lora(series: dict[bytes, float]) -> Lora | None:

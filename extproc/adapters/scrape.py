@@ -168,6 +168,8 @@ class Scraper:
 
     async def _ask_load(self, session: aiohttp.ClientSession, address: str) -> bool:
         """Write what the engine reports; tells whether it has work."""
+        before = self._table.row(address)
+        seen = (0, 0) if before is None else (self._table.inflight[before], self._table.inflight_tokens[before])
         status, page = await self._get(session, address, "/metrics")
         row = self._table.row(address)
         endpoint = None if row is None else self._table.endpoints[row]
@@ -180,7 +182,8 @@ class Scraper:
         self.counts.pages += 1
         table = self._table
         table.waiting[row], table.running[row], table.kv_usage[row] = found.waiting, found.running, found.kv_usage
-        table.lora[row] = found.lora
+        table.inflight_scraped[row], table.inflight_tokens_scraped[row] = seen
+        table.kv_tokens[row], table.lora[row] = found.kv_tokens, found.lora
         table.scraped_at[row] = self._clock()
         return bool(found.waiting or found.running)
 

@@ -21,9 +21,12 @@ _UNKNOWN: Final = {
     "waiting": 0.0,
     "running": 0.0,
     "kv_usage": 0.0,
+    "kv_tokens": 0.0,
     "scraped_at": -np.inf,
     "inflight": 0,
     "inflight_tokens": 0,
+    "inflight_scraped": 0,
+    "inflight_tokens_scraped": 0,
     "avoid_until": 0.0,
     "ttft_samples": 0.0,
     "ttft_s": 0.0,
@@ -69,6 +72,7 @@ class EndpointTable:
         self.waiting: NDArray[np.float64] = np.zeros(capacity)  # requests queued in the engine
         self.running: NDArray[np.float64] = np.zeros(capacity)  # requests in its batch
         self.kv_usage: NDArray[np.float64] = np.zeros(capacity)  # share of KV blocks in use, 0..1
+        self.kv_tokens: NDArray[np.float64] = np.zeros(capacity)  # tokens that all of its KV blocks hold; 0: not told
         self.scraped_at: NDArray[np.float64] = np.full(capacity, -np.inf)  # monotonic seconds; -inf: never
         self.models: list[frozenset[str]] = [frozenset()] * capacity  # ids at /v1/models, adapters included
         self.adapters: list[frozenset[str]] = [frozenset()] * capacity  # those of `models` that are adapters
@@ -76,6 +80,8 @@ class EndpointTable:
         # What this picker knows by itself.
         self.inflight: NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)  # requests sent and not settled
         self.inflight_tokens: NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)  # their prompt tokens
+        self.inflight_scraped: NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)  # `inflight` at the last scrape
+        self.inflight_tokens_scraped: NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
         self.avoid_until: NDArray[np.float64] = np.zeros(capacity)  # monotonic seconds: it failed lately
         # What settled requests took; `scheduling.latency` writes and reads these. Means are weighted by age.
         self.ttft_samples: NDArray[np.float64] = np.zeros(capacity)  # measured, less those that age has taken

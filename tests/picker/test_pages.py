@@ -91,7 +91,35 @@ def test_a_recorded_page_is_read():
     if recorded is None:
         pytest.skip("the recordings are not here")
 
-    assert pages.load(recorded.read_bytes(), VLLM) == Load(0.0, 0.0, 0.0, Lora(frozenset(), frozenset(), 2))
+    assert pages.load(recorded.read_bytes(), VLLM) == Load(
+        0.0, 0.0, 0.0, kv_tokens=2_097_152.0, lora=Lora(frozenset(), frozenset(), 2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "tokens"),
+    [
+        ('block_size="16",num_gpu_blocks="1000"', 16_000),
+        ('block_size="16",kv_cache_size_tokens="15000",num_gpu_blocks="1000"', 15_000),
+        ('block_size="16",num_gpu_blocks="None"', 0),
+        ('effective_block_size="16",num_gpu_blocks="1000"', 0),
+        ("", 0),
+    ],
+)
+def test_the_size_of_the_kv_cache_stands_in_labels(labels, tokens):
+    page = f"vllm:num_requests_running 1\nvllm:cache_config_info{{{labels}}} 1.0\n".encode()
+
+    assert pages.load(page, VLLM).kv_tokens == tokens
+
+
+def test_the_kv_caches_of_ranks_add_up():
+    page = b"""sglang:num_running_reqs{dp_rank="0"} 3
+sglang:max_total_num_tokens{dp_rank="0",tp_rank="0"} 1000
+sglang:max_total_num_tokens{dp_rank="0",tp_rank="1"} 1000
+sglang:max_total_num_tokens{dp_rank="1",tp_rank="0"} 500
+"""
+
+    assert pages.load(page, SGLANG).kv_tokens == 1500
 
 
 LORA = "vllm:lora_requests_info"

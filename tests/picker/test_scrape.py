@@ -63,6 +63,15 @@ async def test_load_and_models_reach_the_table():
         assert table.scraped_at[0] > 0
 
 
+async def test_what_was_in_flight_when_the_engine_was_asked_is_noted():
+    engine = Engine()
+    async with scraping([engine], busy_s=0.01, busy_spread_s=0.0, tick_s=0.01) as (table, _):
+        table.inflight[0], table.inflight_tokens[0] = 3, 900
+        await eventually(lambda: table.inflight_scraped[0] == 3)
+
+        assert table.inflight_tokens_scraped[0] == 900
+
+
 async def test_adapters_reach_the_table():
     engine = Engine()
     engine.adapters = ["tall", "small"]

@@ -6,8 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.plugins.header_label_affinity_scorer import HeaderLabelAffinityScorer
-from extproc.plugins.lora_affinity_filter import LoraAffinityFilter
-from extproc.plugins.lora_affinity_scorer import LoraAffinityScorer
 from extproc.plugins.prefix_cache_affinity_filter import PrefixCacheAffinityFilter
 from extproc.plugins.session_affinity_filter import SessionAffinityFilter
 from extproc.plugins.session_affinity_scorer import (
@@ -31,28 +29,6 @@ def of_session(name, **more):
     """A cycle over three endpoints for a request of this session."""
     headers = {"x-session-id": name} if name else {}
     return a_cycle(*[an_endpoint()] * 3, request=a_request(headers=headers), **more)
-
-
-# ---- LoRA
-
-
-def test_endpoints_that_list_the_adapter_score_one():
-    cycle = a_cycle(an_endpoint(models=["base", "sql"]), an_endpoint(models=["base"]), request=a_request(model="sql"))
-
-    assert a_plugin(LoraAffinityScorer).score(cycle).tolist() == [1.0, 0.0]
-
-
-def test_endpoints_without_the_adapter_are_left_out():
-    cycle = a_cycle(an_endpoint(models=["base", "sql"]), an_endpoint(models=["base"]), request=a_request(model="sql"))
-
-    assert a_plugin(LoraAffinityFilter).keep(cycle).tolist() == [True, False]
-
-
-def test_an_adapter_that_nobody_lists_leaves_all():
-    cycle = a_cycle(an_endpoint(models=["base"]), an_endpoint(), request=a_request(model="sql"))
-
-    assert a_plugin(LoraAffinityFilter).keep(cycle).tolist() == [True, True]
-    assert a_plugin(LoraAffinityScorer).score(cycle).tolist() == [0.0, 0.0]
 
 
 # ---- sessions

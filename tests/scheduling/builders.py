@@ -38,7 +38,7 @@ def a_request(prefix=b"", *, prompt_tokens=10_000, model="demo", headers=None):
 
 
 def an_endpoint(**facts):
-    """Facts of one row of the table: queue, running, kv, inflight, tokens, avoid_until, matched, labels, models."""
+    """Facts of one row of the table: queue, running, kv, inflight, tokens, avoid_until, matched, labels, models, adapters, lora, node, ..."""
     return facts
 
 
@@ -51,6 +51,19 @@ def a_table(*endpoints):
         "inflight": "inflight",
         "tokens": "inflight_tokens",
         "avoid_until": "avoid_until",
+        "scraped_at": "scraped_at",
+        "kv_tokens": "kv_tokens",
+        "scraped_inflight": "inflight_scraped",
+        "scraped_tokens": "inflight_tokens_scraped",
+        "ttft_samples": "ttft_samples",
+        "ttft": "ttft_s",
+        "ttft_tokens": "ttft_tokens",
+        "ttft_variance": "ttft_variance",
+        "ttft_covariance": "ttft_covariance",
+        "tpot_samples": "tpot_samples",
+        "tpot": "tpot_s",
+        "load": "latency_load",
+        "measured_at": "latency_at",
     }
     for at, facts in enumerate(endpoints):
         row = table.upsert(
@@ -59,18 +72,21 @@ def a_table(*endpoints):
                 pod=f"default/pod-{at}",
                 engine="vLLM",
                 labels=facts.get("labels", {}),
+                node=facts.get("node", ""),
             )
         )
-        table.models[row] = frozenset(facts.get("models", ()))
+        table.adapters[row] = frozenset(facts.get("adapters", ()))
+        table.models[row] = frozenset(facts.get("models", ())) | table.adapters[row]
+        table.lora[row] = facts.get("lora")
         for fact, value in facts.items():
             if fact in columns:
                 getattr(table, columns[fact])[row] = value
-            elif fact not in ("matched", "labels", "models"):
+            elif fact not in ("matched", "labels", "models", "adapters", "lora", "node"):
                 raise ValueError(f"endpoints have no {fact}")
     return table
 
 
-def a_cycle(*endpoints, blocks=0, trunk=0, now=100.0, seed=0, request=None):
+def a_cycle(*endpoints, blocks=0, trunk=0, now=100.0, seed=0, request=None, engine_model=""):
     """A cycle over endpoints given by their facts, in table order."""
     table = a_table(*endpoints)
     return Cycle(
@@ -82,6 +98,7 @@ def a_cycle(*endpoints, blocks=0, trunk=0, now=100.0, seed=0, request=None):
         now=now,
         draw=random.Random(seed),
         trunk=trunk,
+        engine_model=engine_model,
     )
 
 
