@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from matrixinfer.api import kinds, networking
+from matrixinfer.api import kinds, networking, workload
 from matrixinfer.api.meta import immutable
 
 if TYPE_CHECKING:
@@ -79,6 +79,24 @@ CRDS: Final = (
             _AGE,
         ),
     ),
+    Crd(
+        kinds.MODEL_INFER,
+        workload.ModelInfer,
+        ("mi",),
+        (
+            Column("Replicas", "integer", ".spec.replicas", "Groups that are wanted."),
+            Column("Available", "integer", ".status.availableReplicas", "Groups of which every pod is ready."),
+            Column("Updated", "integer", ".status.updatedReplicas", "Groups of the newest revision."),
+            Column("Revision", "string", ".status.updateRevision", "The newest revision.", wide=True),
+            Column(
+                "Status",
+                "string",
+                ".status.conditions[?(@.type=='Available')].reason",
+                "Whether all groups are ready, and if not, why.",
+            ),
+            _AGE,
+        ),
+    ),
 )
 
 
@@ -105,13 +123,22 @@ def manifest(crd: Crd) -> dict[str, Any]:
                     "name": kind.version,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}} if kind.status else {},
+                    "subresources": _subresources(kind),
                     "additionalPrinterColumns": [_column(column) for column in crd.columns],
                     "schema": {"openAPIV3Schema": structural(crd.model)},
                 }
             ],
         },
     }
+
+
+def _subresources(kind: Kind) -> dict[str, Any]:
+    offered: dict[str, Any] = {"status": {}} if kind.status else {}
+    if kind.scale is not None:
+        spec, status, selector = kind.scale
+        paths = {"specReplicasPath": spec, "statusReplicasPath": status, "labelSelectorPath": selector}
+        offered["scale"] = paths
+    return offered
 
 
 def structural(model: type[Owned]) -> Schema:
@@ -144,6 +171,8 @@ _KEPT: Final[tuple[str, ...]] = (
     "minProperties",
     "maxProperties",
     "required",
+    "x-kubernetes-int-or-string",
+    "x-kubernetes-preserve-unknown-fields",
     "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys",
     "x-kubernetes-validations",
@@ -153,8 +182,8 @@ _KEPT: Final[tuple[str, ...]] = (
 def _structure(node: Schema, definitions: dict[str, Schema], name: str = "") -> Schema:
     """Resolve a node to the structural subset, recursively; `name` is that of the field."""
     node = dict(_resolved(node, definitions))
-    if node.get("default") in (None, [], {}):
-        node.pop("default", None)
+    if node.get("default") in (None, []) or isinstance(node.get("default"), dict):
+        node.pop("default", None)  # an object that is left out is read as one without fields
     if "const" in node:
         node["enum"] = [node["const"]]
     if node.get("x-immutable"):

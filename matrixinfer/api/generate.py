@@ -30,8 +30,13 @@ def files() -> dict[str, str]:
         + yaml.dump(crds.manifest(crd), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
         for crd in crds.CRDS
     }
-    networking = [crd for crd in crds.CRDS if crd.kind.group == kinds.NETWORKING_GROUP]
-    return texts | {"docs/reference/networking.md": reference.page(kinds.NETWORKING_GROUP, networking)}
+    pages = {
+        f"docs/reference/{group.partition('.')[0]}.md": reference.page(
+            group, [crd for crd in crds.CRDS if crd.kind.group == group]
+        )
+        for group in (kinds.NETWORKING_GROUP, kinds.WORKLOAD_GROUP)
+    }
+    return texts | pages
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ class Kind:
 
 
 NETWORKING_GROUP: Final = "networking.matrixinfer.ai"
+WORKLOAD_GROUP: Final = "workload.matrixinfer.ai"
 
 POD: Final = Kind("", "v1", "Pod", "pods")
 SERVICE: Final = Kind("", "v1", "Service", "services")
@@ -43,6 +44,17 @@ EVENT: Final = Kind("events.k8s.io", "v1", "Event", "events", status=False)
 LEASE: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases", status=False)
 MODEL_SERVER: Final = Kind(NETWORKING_GROUP, "v1alpha1", "ModelServer", "modelservers")
 MODEL_ROUTE: Final = Kind(NETWORKING_GROUP, "v1alpha1", "ModelRoute", "modelroutes")
+MODEL_INFER: Final = Kind(
+    WORKLOAD_GROUP,
+    "v1alpha1",
+    "ModelInfer",
+    "modelinfers",
+    scale=(".spec.replicas", ".status.replicas", ".status.labelSelector"),
+)
+# What only controllers write; users have no manifests of these.
+CONTROLLER_REVISION: Final = Kind("apps", "v1", "ControllerRevision", "controllerrevisions", status=False)
+VOLCANO_POD_GROUP: Final = Kind("scheduling.volcano.sh", "v1beta1", "PodGroup", "podgroups")
+IN_TREE_POD_GROUP: Final = Kind("scheduling.k8s.io", "v1alpha2", "PodGroup", "podgroups")
 
 KINDS: Final[dict[tuple[str, str], Kind]] = {
     (kind.api_version, kind.kind): kind
@@ -57,5 +69,6 @@ KINDS: Final[dict[tuple[str, str], Kind]] = {
         LEASE,
         MODEL_SERVER,
         MODEL_ROUTE,
+        MODEL_INFER,
     )
 }

@@ -67,6 +67,8 @@ def _type(schema: dict[str, Any]) -> str:
         return f"list of {_type(schema['items'])}"
     if "additionalProperties" in schema:
         return f"map to {_type(schema['additionalProperties'])}"
+    if schema.get("x-kubernetes-int-or-string"):
+        return "integer or string"
     return str(schema["type"])
 
 

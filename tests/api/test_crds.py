@@ -19,6 +19,7 @@ ALLOWED = {
     "type", "format", "description", "default", "enum", "minimum", "maximum", "minLength", "maxLength", "pattern",
     "minItems", "maxItems", "minProperties", "maxProperties", "required", "properties", "additionalProperties", "items",
     "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-validations",
+    "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields",
 }  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def test_a_crd_is_named_for_what_it_defines(name):
     assert spec["names"]["categories"] == ["matrixinfer"]
     assert version["served"]
     assert version["storage"]
-    assert version["subresources"] == {"status": {}}
+    assert version["subresources"]["status"] == {}
     assert version["additionalPrinterColumns"][-1]["jsonPath"] == ".metadata.creationTimestamp"
 
 
@@ -65,6 +66,9 @@ def test_columns_show_fields_that_exist():
 
 def test_every_part_of_a_schema_has_a_type_and_says_nothing_forbidden():
     for path, node in all_nodes():
+        if node.get("x-kubernetes-int-or-string"):
+            assert set(node) <= ALLOWED - {"type"}, path
+            continue
         assert node["type"] in {"object", "array", "string", "integer", "number", "boolean"}, path
         assert set(node) <= ALLOWED, path
         assert ("items" in node) == (node["type"] == "array"), path
@@ -75,7 +79,7 @@ def test_every_list_and_map_and_string_of_a_spec_is_bounded():
     bound = {"array": "maxItems", "string": "maxLength"}
     for path, node in all_nodes():
         if ".spec" in path:
-            needed = "maxProperties" if "additionalProperties" in node else bound.get(node["type"])
+            needed = "maxProperties" if "additionalProperties" in node else bound.get(node.get("type"))
             assert needed is None or needed in node or "enum" in node, path
 
 
@@ -114,15 +118,28 @@ def test_defaults_of_schema_and_type_are_equal():
                 said = node["properties"][field.alias or name].get("default")
                 default = field.get_default(call_default_factory=True)
                 if said is None:
-                    assert default is None or field.is_required() or default in ((), {}), (part, name)
+                    empty = default in (None, (), {}) or (isinstance(default, BaseModel) and default == type(default)())
+                    assert empty or field.is_required(), (part, name)
                 else:
                     assert said == (str(default) if isinstance(default, Duration) else default), (part, name)
                     compared += 1
     assert compared > 10
 
 
+def test_a_kind_that_is_scaled_says_where_its_numbers_stand():
+    [version] = MANIFESTS["workload.matrixinfer.ai_modelinfers"]["spec"]["versions"]
+
+    assert version["subresources"]["scale"] == {
+        "specReplicasPath": ".spec.replicas",
+        "statusReplicasPath": ".status.replicas",
+        "labelSelectorPath": ".status.labelSelector",
+    }
+
+
 def pairs(model, schema):
-    """Each model of ours with the part of the schema that describes it."""
+    """Each model of ours with the part of the schema that describes it, as far as the schema says more than that it is there."""
+    if schema.get("x-kubernetes-preserve-unknown-fields"):
+        return
     yield model, schema
     for name, field in model.model_fields.items():
         if name == "metadata":
@@ -130,7 +147,7 @@ def pairs(model, schema):
         node = schema["properties"][field.alias or name]
         inner = [part for part in arguments(field.annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
         for part in inner:
-            while "properties" not in node:
+            while "properties" not in node and not node.get("x-kubernetes-preserve-unknown-fields"):
                 node = node.get("items") or node["additionalProperties"]
             yield from pairs(part, node)
 

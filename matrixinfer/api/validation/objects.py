@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from matrixinfer.api import core, dataplane, kinds, names, networking
+from matrixinfer.api import core, dataplane, kinds, names, networking, workload
 from matrixinfer.api.meta import FIELDS_ONLY, METADATA_FIELDS, Object, immutable
 from matrixinfer.api.validation.messages import message
 from matrixinfer.api.validation.shape import Loc, broken_rules, changed_immutables, path_of
@@ -26,6 +26,7 @@ TYPES: Final[Mapping[Kind, type[BaseModel]]] = {
     kinds.SERVICE: core.Service,
     kinds.MODEL_SERVER: networking.ModelServer,
     kinds.MODEL_ROUTE: networking.ModelRoute,
+    kinds.MODEL_INFER: workload.ModelInfer,
 }
 _ANNOTATIONS_LENGTH: Final = 256 * 1024
 _OUR_DOMAIN: Final = ".matrixinfer.ai"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
-from matrixinfer.api import core, kinds
+from matrixinfer.api import core, kinds, workload
 from matrixinfer.api.networking import ModelRoute, ModelServer
 from matrixinfer.api.validation.objects import Problem, kind_of, validate
 
@@ -95,6 +95,8 @@ def _enter(world: _World, index: int, manifest: dict[str, Any], *, sound: bool) 
         world.routes.append((index, ModelRoute.model_validate(named)))
     elif kind == kinds.POD:
         world.pods.append(core.Pod.model_validate(named))
+    elif kind == kinds.MODEL_INFER:
+        world.pods.extend(workload.pods_of(workload.ModelInfer.model_validate(named)))
 
 
 def _unselected(world: _World) -> Iterator[tuple[int, Problem]]:
