@@ -7,13 +7,15 @@ STAMP := $(VENV)/.installed
 MODULES := $(VENV)/lib/matrixinfer
 MODULE := $(MODULES)/libmatrixinfer.so
 READY := $(STAMP) $(MODULE)
+# An API server for the tests, from Go modules: minutes the first time, and where there is no Go the tests do without.
+KUBETEST := .build/kubernetes/kubetest
 
-.PHONY: run test check bench fmt generate lock test-engines clean
+.PHONY: run test check bench fmt generate lock test-engines kubetest clean
 
 run: $(READY)
 	$(BIN)/matrixinfer up examples/quickstart $(ARGS)
 
-test: $(READY)
+test: $(READY) $(if $(or $(KUBEBUILDER_ASSETS),$(TEST_KUBECONFIG)),,$(if $(shell command -v go),$(KUBETEST)))
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)
@@ -44,8 +46,14 @@ lock: $(STAMP)
 test-engines: $(STAMP)
 	$(BIN)/python tests/engines/run.py $(ARGS)
 
+kubetest: $(KUBETEST)
+
+$(KUBETEST): $(wildcard tests/kubernetes/kubetest/*)
+	tests/kubernetes/kubetest/build.sh $(CURDIR)/$(@D)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .state
+	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .state
 
 $(STAMP): requirements-dev.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: apt-get install python3.11 python3.11-venv, or set PYTHON=" >&2; exit 1; }

@@ -91,6 +91,13 @@ class Invalid(ClusterError):
     reason = "Invalid"
 
 
+class Forbidden(ClusterError):
+    """Our account may not do this, or the namespace is going: the message says which right is missing."""
+
+    status = 403
+    reason = "Forbidden"
+
+
 class Expired(ClusterError):
     """The resource version is too old to resume from: list again."""
 

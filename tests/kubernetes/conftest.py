@@ -1,0 +1,127 @@
+"""Fixtures of the tests against a real API server, and a last line of what was left out where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client as official
+from kubernetes import config as official_config
+
+from matrixinfer.cluster import credentials
+from matrixinfer.cluster.apiserver import ApiServer
+from tests.cluster.conformance import WIDGET_CRD
+from tests.kubernetes import control_plane
+
+FOLDER = Path(__file__).parent
+numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(FOLDER):
+            item.add_marker(pytest.mark.kubernetes)
+
+
+def pytest_terminal_summary(terminalreporter):
+    reasons = {}
+    for report in terminalreporter.stats.get("skipped", ()):
+        if report.nodeid.startswith("tests/kubernetes/"):
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+            reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"left out: {count} Kubernetes tests: {reason}", yellow=True)
+
+
+@pytest.fixture(scope="session")
+def crd_files(tmp_path_factory):
+    widget = tmp_path_factory.mktemp("crds") / "widget.yaml"
+    widget.write_text(yaml.safe_dump(WIDGET_CRD))
+    return [widget, *control_plane.OUR_CRDS]
+
+
+@pytest.fixture(scope="session")
+def plane(crd_files):
+    """An API server for all tests: nobody stops it, and everybody has a namespace of their own."""
+    try:
+        with control_plane.any_control_plane(crd_files) as plane:
+            look = official_client(plane)
+            _install(look, crd_files)
+            yield plane
+    except control_plane.Missing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def own_plane(crd_files):
+    """An API server for one test, which may stop it."""
+    try:
+        with control_plane.kubetest(crds=crd_files) as plane:
+            yield plane
+    except control_plane.Missing as missing:
+        pytest.skip(str(missing))
+
+
+def official_client(plane) -> official.ApiClient:
+    return official_config.new_client_from_config(str(plane.kubeconfig))
+
+
+def _install(look: official.ApiClient, files) -> None:
+    definitions = official.ApiextensionsV1Api(look)
+    for path in files:
+        for document in yaml.safe_load_all(path.read_text()):
+            try:
+                definitions.create_custom_resource_definition(document)
+            except official.ApiException as error:
+                if error.status != 409:
+                    raise
+
+
+@pytest.fixture(scope="session")
+def look(plane) -> official.ApiClient:
+    """The official client: what our own wrote is looked at through another's eyes."""
+    return official_client(plane)
+
+
+@pytest.fixture
+def core(look) -> official.CoreV1Api:
+    return official.CoreV1Api(look)
+
+
+@pytest.fixture
+async def namespaces(core):
+    """Makes namespaces in which pods can be created."""
+
+    async def make() -> str:
+        created = await asyncio.to_thread(core.create_namespace, {"metadata": {"generateName": f"t{next(numbers)}-"}})
+        name: str = created.metadata.name
+        with contextlib.suppress(official.ApiException):  # the controller-manager was faster
+            await asyncio.to_thread(core.create_namespaced_service_account, name, {"metadata": {"name": "default"}})
+        return name
+
+    return make
+
+
+@pytest.fixture
+async def namespace(namespaces) -> str:
+    return await namespaces()
+
+
+@pytest.fixture
+async def other_namespace(namespaces) -> str:
+    return await namespaces()
+
+
+def access(plane, **options: Any) -> credentials.Access:
+    return credentials.kubeconfig(str(plane.kubeconfig), **options)
+
+
+@pytest.fixture
+async def cluster(plane):
+    async with ApiServer(access(plane)) as server:
+        yield server
