@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 from aiohttp import web
 
-from extproc.adapters import admin, custom, logs, settings, telemetry
+from extproc.adapters import admin, custom, logs, prefill, settings, telemetry
 from extproc.adapters.desk import Desk
 from extproc.adapters.errands import Errands
 from extproc.adapters.scrape import Scraper
@@ -136,6 +136,7 @@ class _Picker:
         self._health = health.HealthService()
         self._telemetry.add_source(self._metrics)
         self._telemetry.add_source(self._watch.metrics)
+        self._telemetry.add_source(lambda: prefill.metrics(self._director.prefilling.counts, self._errands.calls))
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -146,6 +147,7 @@ class _Picker:
             self._view.follow(store)
         async with AsyncExitStack() as stack:
             stack.callback(self._errands.close)
+            stack.push_async_callback(self._errands.calls.close)
             await self._open_pages(stack)
             for name, work in (
                 *((store.kind.plural, store.run) for store in self._stores),

@@ -15,9 +15,10 @@ import msgspec
 import numpy as np
 
 from extproc import errors
+from extproc.prefilling import Asked, Prefilling
 from extproc.requests import parse, paths, rewrite
 from extproc.scheduling.framework import Cycle
-from extproc.traffic import listing
+from extproc.traffic import latency, listing
 from extproc.traffic.ledger import Sent
 from extproc.traffic.routes import RouteTable
 from extproc.types import Aside, Decision, Reply, Unread
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from extproc.kvcache.index import PrefixIndex
+    from extproc.prefilling import Split, Told
     from extproc.scheduling.endpoints import EndpointTable
     from extproc.scheduling.framework import Draw
     from extproc.scheduling.scheduler import Result, Scheduler, Trace
@@ -50,6 +52,7 @@ class Record:
     rule: str
     trace: Trace | None
     settlement: Settlement | None = None
+    prefill: Told | None = None  # None: every pod of the server does both
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Director:
         self._ask_usage = ask_usage
         self._remembered = remembered
         self._listing = listing.listing(())
+        self.prefilling = Prefilling(table=world.table, pools=world.pools, ledger=world.ledger, index=world.index)
 
     def use_routes(self, routes: RouteTable) -> None:
         """Serve by `routes` from now on."""
@@ -118,14 +122,26 @@ class Director:
             except errors.Busy:
                 prefix = unread.otherwise()
         chain = prefix.hashes
-        rows = self._candidates(request, placement)
-        now = self._clock()
-        cycle = self._cycle(request, rows, chain, now=now, engine_model=placement.model)
-        result = self._schedule(cycle)
-        record = self._record(http.ticket or self._tickets(), cycle, chain, placement=placement, result=result)
         body, usage = rewrite.rewritten(
             request, model=placement.model if placement.model != request.model else None, usage=self._ask_usage
         )
+        ticket = http.ticket or self._tickets()
+
+        def fresh() -> Cycle:
+            rows = self._candidates(request, placement)
+            return self._cycle(request, rows, chain, now=self._clock(), engine_model=placement.model)
+
+        server, how = self.routes.servers.get(placement.server), self._scheduler.disaggregation
+        roles = self.prefilling.roles(placement.server, server, how)
+        split: Split | None = None
+        if roles is None or server is None or how is None:
+            cycle = fresh()
+            result = self._schedule(cycle)
+        else:
+            asked = Asked(request, prefix, request.body if body is None else body, server, ticket, fresh)
+            split = yield from self.prefilling.story(asked, how, roles, clock=self._clock, draw=self._draw)
+            cycle, result, body = split.cycle, split.result, body if split.body is None else split.body
+        record = self._record(ticket, cycle, chain, placement=placement, result=result, split=split)
         return Decision(
             ticket=record.sent.ticket,
             endpoints=result.addresses,
@@ -133,13 +149,16 @@ class Director:
             body=body,
             usage=usage,
             explanation=explanation(record) if request.explain else "",
+            headers=split.headers if split is not None else (),
         )
 
     def settle(self, outcome: Outcome) -> Settlement | None:
         """Take the record of a request that ended: its one outcome, or None if it has been settled or is not ours."""
-        settlement = self._world.ledger.settle(outcome, self._clock())
+        now = self._clock()
+        settlement = self._world.ledger.settle(outcome, now)
         if settlement is not None:
             self._learn(settlement)
+            latency.learn(self._world.table, settlement, now)
             self._remember_end(settlement)
         return settlement
 
@@ -182,7 +201,7 @@ class Director:
     def _placement(self, request: InferenceRequest) -> Placement:
         pools = self._world.pools
         if request.subset is None:
-            has_endpoints = pools.has_endpoints
+            has_endpoints = self._serves
         else:
             allowed = frozenset(request.subset)
 
@@ -190,6 +209,13 @@ class Director:
                 return len(self._within(pools.ready(server), allowed)) > 0
 
         return self.routes.resolve(request, draw=self._draw.random(), has_endpoints=has_endpoints)
+
+    def _serves(self, server: str) -> bool:
+        """Tell whether the ModelServer has an endpoint that may answer."""
+        if not self._world.pools.has_endpoints(server):
+            return False
+        roles = self.prefilling.roles(server, self.routes.servers.get(server), self._scheduler.disaggregation)
+        return roles is None or len(roles.decode) > 0
 
     def _candidates(self, request: InferenceRequest, placement: Placement) -> NDArray[np.intp]:
         """Rows of the target's endpoints that are ready, in the gateway's subset, and have the adapter if some do."""
@@ -231,8 +257,15 @@ class Director:
             rejection.retry_after_s = rejection.retry_after_s or _SATURATED_RETRY_S
             raise
 
-    def _record(
-        self, ticket: str, cycle: Cycle, chain: Sequence[int], *, placement: Placement, result: Result
+    def _record(  # noqa: PLR0913 - what a record is made of
+        self,
+        ticket: str,
+        cycle: Cycle,
+        chain: Sequence[int],
+        *,
+        placement: Placement,
+        result: Result,
+        split: Split | None,
     ) -> Record:
         """Note the request as sent, and what its endpoint will hold."""
         request = cycle.request
@@ -252,9 +285,9 @@ class Director:
             matched=int(cycle.matched[cycle.rows == chosen][0]),
             at=cycle.now,
         )
-        self._world.ledger.open(sent, chain)
+        self._world.ledger.open(sent, chain, split.loan if split is not None else None)
         self._world.index.learn(chain, chosen)
-        record = Record(sent, placement.rule, result.trace)
+        record = Record(sent, placement.rule, result.trace, prefill=split.told if split is not None else None)
         self.recent[sent.ticket] = record
         if len(self.recent) > self._remembered:
             self.recent.popitem(last=False)
@@ -299,5 +332,6 @@ def described(record: Record) -> dict[str, Any]:
         "prompt_tokens": sent.prompt_tokens,
         "blocks": sent.blocks,
         "matched_blocks": sent.matched,
+        **({"prefill": record.prefill.document()} if record.prefill is not None else {}),
         **(record.trace.document() if record.trace is not None else {}),
     }

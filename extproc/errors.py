@@ -93,6 +93,15 @@ class Saturated(Rejection):
     code = "saturated"
 
 
+class PrefillFailed(Rejection):
+    """No prefill endpoint computed the prompt, and no decode endpoint may do it alone."""
+
+    status = 503
+    reason = "prefill-failed"
+    type = "service_unavailable"
+    code = "prefill_failed"
+
+
 class Busy(Exception):
     """An errand that cannot be run now: as many as may are waiting. The story goes on without."""
 

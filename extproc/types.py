@@ -88,6 +88,7 @@ class Decision(NamedTuple):
     body: bytes | None = None  # None: as it came
     usage: Usage = Usage.AS_IS
     explanation: str = ""  # compact JSON for a client that asked
+    headers: tuple[tuple[str, str], ...] = ()  # set on the request beside the picker's own
 
 
 class Reply(NamedTuple):
@@ -105,7 +106,28 @@ class Aside(NamedTuple):
     work: Callable[[], Any]  # its value or its exception comes back into the story
 
 
-Errand = Aside
+class Called(NamedTuple):
+    """What came of a call."""
+
+    status: int = 0  # HTTP status; 0: no answer
+    body: bytes = b""
+    fault: str = ""  # why there is no (whole) answer, as a stable word
+
+
+class Call(NamedTuple):
+    """One HTTP exchange with an engine, before the request is sent on; comes back as `Called`."""
+
+    method: str
+    url: str
+    timeout_s: float
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+    # Set: the story goes on as soon as the call is sent (`Called` without status), and this is told how it ended; what it
+    # returns is called then. The call is not withdrawn with its story.
+    ended: Callable[[Called], Call | None] | None = None
+
+
+Errand = Aside | Call
 # One request's story: it yields an errand where it needs the world, and goes on with what came of it. An errand that
 # cannot be run now is answered with `errors.Busy`; closing the story withdraws it.
 Story = Generator[Errand, Any, Decision | Reply]

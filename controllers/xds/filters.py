@@ -69,7 +69,7 @@ from envoy_data_plane.xds.type.matcher.v3 import StringMatcher as XdsStringMatch
 from controllers.xds.clusters import PICKER
 from controllers.xds.routes import EXT_PROC
 from controllers.xds.typed import extension, packed, xds_extension
-from matrixinfer.api import dataplane
+from matrixinfer.api import dataplane, transfer
 
 if TYPE_CHECKING:
     from betterproto2 import Message
@@ -96,6 +96,7 @@ def door() -> TypedExtensionConfig:
                 HeaderMutation(remove=dataplane.ENDPOINT),
                 HeaderMutation(remove=dataplane.SUBSET),
                 HeaderMutation(remove=dataplane.SERVED),
+                *(HeaderMutation(remove=name) for name in transfer.HEADERS),
                 HeaderMutation(remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(safe_regex=ours))),
             ]
         ),

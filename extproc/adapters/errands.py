@@ -11,7 +11,9 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
+from extproc.adapters.calls import Calls
 from extproc.errors import Busy, Rejection
+from extproc.types import Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +32,14 @@ class Errands:
         """`threads`: one keeps the second core of a small machine for Envoy. `most_waiting`: further ones are refused."""
         self.waiting = 0
         self.refused = 0
+        self.calls = Calls()
         self._most = most_waiting
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="errand")
 
     async def run(self, errand: Errand) -> Any:
         """Return what came of it. Raises Busy where it cannot be run now, and what the errand raises."""
+        if isinstance(errand, Call):
+            return await self.calls.run(errand)
         if self.waiting >= self._most:
             self.refused += 1
             raise Busy

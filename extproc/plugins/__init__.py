@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from extproc.plugins.active_request_scorer import ActiveRequestScorer
+from extproc.plugins.always_disagg_pd_decider import AlwaysDisaggPdDecider
 from extproc.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
 from extproc.plugins.bounded_load_filter import BoundedLoadFilter
 from extproc.plugins.by_label import ByLabel
 from extproc.plugins.context_length_aware import ContextLengthAware
+from extproc.plugins.decode_filter import DecodeFilter
+from extproc.plugins.disagg_headers_handler import DisaggHeadersHandler
+from extproc.plugins.disagg_profile_handler import DisaggProfileHandler
 from extproc.plugins.dynamo_cost_scorer import DynamoCostScorer
 from extproc.plugins.header_label_affinity_scorer import HeaderLabelAffinityScorer
 from extproc.plugins.inflight_load_producer import InflightLoadProducer
@@ -21,10 +25,16 @@ from extproc.plugins.load_aware_scorer import LoadAwareScorer
 from extproc.plugins.lora_affinity_filter import LoraAffinityFilter
 from extproc.plugins.lora_affinity_scorer import LoraAffinityScorer
 from extproc.plugins.max_score_picker import MaxScorePicker
+from extproc.plugins.never_disagg_pd_decider import NeverDisaggPdDecider
 from extproc.plugins.no_hit_lru_scorer import NoHitLruScorer
+from extproc.plugins.pd_profile_handler import PdProfileHandler
 from extproc.plugins.power_of_two_picker import PowerOfTwoPicker
+from extproc.plugins.prefill_filter import PrefillFilter
+from extproc.plugins.prefill_header_handler import PrefillHeaderHandler
+from extproc.plugins.prefix_based_pd_decider import PrefixBasedPdDecider
 from extproc.plugins.prefix_cache_affinity_filter import PrefixCacheAffinityFilter
 from extproc.plugins.prefix_cache_scorer import PrefixCacheScorer
+from extproc.plugins.prompt_length_pd_decider import PromptLengthPdDecider
 from extproc.plugins.queue_scorer import QueueScorer
 from extproc.plugins.random_picker import RandomPicker
 from extproc.plugins.recent_failure_filter import RecentFailureFilter
@@ -81,6 +91,8 @@ BUILTIN: Final = Catalogue(
         LoraAffinityFilter,
         LabelSelectorFilter,
         ByLabel,
+        PrefillFilter,
+        DecodeFilter,
         ContextLengthAware,
         QueueScorer,
         KvCacheUtilizationScorer,
@@ -102,6 +114,14 @@ BUILTIN: Final = Catalogue(
         RoundRobinPicker,
         PowerOfTwoPicker,
         SingleProfileHandler,
+        DisaggProfileHandler,
+        PdProfileHandler,
+        AlwaysDisaggPdDecider,
+        NeverDisaggPdDecider,
+        PrefixBasedPdDecider,
+        PromptLengthPdDecider,
+        DisaggHeadersHandler,
+        PrefillHeaderHandler,
         ApproxPrefixCacheProducer,
         InflightLoadProducer,
     ),

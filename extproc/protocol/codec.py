@@ -212,6 +212,8 @@ def decided(
     """
     endpoints = ",".join(decision.endpoints).encode()
     mutation = _set_header(_ENDPOINT, endpoints) + _set_header(_TARGET, decision.target.encode())
+    for name, value in decision.headers:
+        mutation += _set_header(_head(name), value.encode())
     if length is not None:
         mutation += _set_header(_LENGTH, b"%d" % length)
     ours = _string_entry(_TICKET, decision.ticket.encode())

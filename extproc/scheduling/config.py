@@ -11,7 +11,7 @@ does not do is refused by name, never skipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ import yaml
 
 from extproc import errors
 from extproc.scheduling import parameters
+from extproc.scheduling.disaggregation import Disaggregation, Settings
 from extproc.scheduling.parameters import fault, named, near
 from extproc.scheduling.scheduler import Profile, Scheduler
 
@@ -38,7 +39,9 @@ _ELSEWHERE: Final = MappingProxyType(
     }
 )
 # Upstream's feature gates: the value that describes this picker.
-_GATES: Final = MappingProxyType({"flowControl": False, "haPopulateNonLeaderDatastore": True})
+_GATES: Final = MappingProxyType(
+    {"flowControl": False, "haPopulateNonLeaderDatastore": True, "prepareDataPlugins": True}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,22 @@ class ProfileSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Disaggregated:
+    """How prefill and decode in different pods are told."""
+
+    settings: Settings = field(default_factory=Settings)
+    decider: str = ""  # name of the plugin; "": always
+    by_label: bool = False  # the profile handler asks for it, so that pods' own labels count, too
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A configuration without mistakes, with everything injected."""
 
     plugins: tuple[PluginSpec, ...]
-    profile: ProfileSpec  # the one that the profile handler chose
+    profile: ProfileSpec  # the one that the profile handler chose; of two, the one for endpoints that answer
+    prefill: ProfileSpec | None  # the other one; None: where a ModelServer has a pdGroup, `profile` serves for both
+    disaggregation: Disaggregated
     prefix: Any  # Params of the catalogue's producer: how prefixes are cut and how many blocks are remembered
 
 
@@ -103,15 +117,26 @@ def load(document: object, catalogue: Catalogue) -> Config:
 def build(config: Config, guarded: Callable[[str, Any], Any] = lambda _name, plugin: plugin) -> Scheduler:
     """Make the scheduler that `config` describes, with plugins of its own; `guarded` may put something before each."""
     plugins = {spec.name: guarded(spec.name, spec.type(spec.params)) for spec in config.plugins}
-    members = [(name, weight, plugins[name]) for name, weight in config.profile.plugins]
-    return Scheduler(
-        Profile(
-            name=config.profile.name,
-            filters=tuple((name, one) for name, _weight, one in members if hasattr(one, "keep")),
-            scorers=tuple((name, weight, one) for name, weight, one in members if hasattr(one, "score")),
-            picker=next((name, one) for name, _weight, one in members if hasattr(one, "order")),
-            observers=tuple(one for _name, _weight, one in members if hasattr(one, "observe")),
-        )
+    scheduler = Scheduler(_profile(config.profile, plugins))
+    given = config.disaggregation
+    scheduler.disaggregation = Disaggregation(
+        scheduler,
+        scheduler if config.prefill is None else Scheduler(_profile(config.prefill, plugins)),
+        decider=plugins[given.decider] if given.decider else None,
+        settings=given.settings,
+        by_label=given.by_label,
+    )
+    return scheduler
+
+
+def _profile(spec: ProfileSpec, plugins: Mapping[str, Any]) -> Profile:
+    members = [(name, weight, plugins[name]) for name, weight in spec.plugins]
+    return Profile(
+        name=spec.name,
+        filters=tuple((name, one) for name, _weight, one in members if hasattr(one, "keep")),
+        scorers=tuple((name, weight, one) for name, weight, one in members if hasattr(one, "score")),
+        picker=next((name, one) for name, _weight, one in members if hasattr(one, "order")),
+        observers=tuple(one for _name, _weight, one in members if hasattr(one, "observe")),
     )
 
 
@@ -131,12 +156,12 @@ class _Reader:
             given = {**given, **{key: self._catalogue.default[key] for key in ("plugins", "schedulingProfiles")}}
         self._plugins(given.get("plugins"))
         profiles = self._profiles(given.get("schedulingProfiles"))
-        chosen = self._chosen(profiles)
+        chosen, prefill, disaggregated = self._chosen(profiles)
         prefix = self._prefix()
         if self._problems or chosen is None:
             (path, message), *rest = self._problems
             raise errors.ConfigError(path, "\n".join([message, *(f"{where}: {what}" for where, what in rest)]))
-        return Config(tuple(self._specs.values()), chosen, prefix)
+        return Config(tuple(self._specs.values()), chosen, prefill, disaggregated, prefix)
 
     def _head(self, document: Mapping[str, object]) -> None:
         for key, known in (("apiVersion", API_VERSIONS), ("kind", (KIND,))):
@@ -258,19 +283,46 @@ class _Reader:
         self._specs[name] = PluginSpec(name, plugin, plugin.Params())
         return name
 
-    def _chosen(self, profiles: list[ProfileSpec]) -> ProfileSpec | None:
+    def _chosen(self, profiles: list[ProfileSpec]) -> tuple[ProfileSpec | None, ProfileSpec | None, Disaggregated]:
         handlers = [spec for spec in self._specs.values() if _role(spec.type) == "profile handler"]
         if len(handlers) > 1:
             names = ", ".join(spec.name for spec in handlers)
             self._problem("plugins", f"there can be one profile handler only, not {names}")
         handler = handlers[0] if handlers else self._specs[self._injected(self._catalogue.handler)]
+        disaggregated = Disaggregated()
+        if handler.params is None:  # one of its parameters is wrong, which is told
+            return None, None, disaggregated
         plugin: Any = handler.type(handler.params)
         try:
-            (name,) = plugin.profiles(tuple(one.name for one in profiles))
+            names = plugin.profiles(tuple(one.name for one in profiles))
         except ValueError as error:
             self._problem("schedulingProfiles", str(error))
-            return None
-        return next(one for one in profiles if one.name == name)
+            return None, None, disaggregated
+        chosen, *prefill = [next(one for one in profiles if one.name == name) for name in names]
+        if prefill:
+            disaggregated = self._disaggregated(handler)
+        return chosen, prefill[0] if prefill else None, disaggregated
+
+    def _disaggregated(self, handler: PluginSpec) -> Disaggregated:
+        given: Any = handler.params
+        named_in = f"plugins.{handler.name}.parameters"
+        decider = given.decider
+        if decider and (decider not in self._specs or _role(self._specs[decider].type) != "decider"):
+            deciders = [name for name, spec in self._specs.items() if _role(spec.type) == "decider"]
+            self._problem(named_in, f"no decider among `plugins` is called {named(decider)}{near(decider, deciders)}")
+            decider = ""
+        return Disaggregated(
+            Settings(
+                leg=given.prefill_leg,
+                across_groups=given.across_groups,
+                fallback=given.aggregated_fallback,
+                timeout_s=given.prefill_timeout_seconds,
+                tries=given.max_prefill_tries,
+                bootstrap_port=given.bootstrap_port,
+            ),
+            decider,
+            by_label=True,
+        )
 
     def _prefix(self) -> object:
         producers = [spec for spec in self._specs.values() if self._catalogue.producer == spec.type.TYPE]
@@ -316,7 +368,13 @@ _PLACED: Final = ("filter", "scorer", "picker")
 
 def _role(plugin: type[Any]) -> str:
     """Say what a plugin is by the method it has."""
-    for method, role in (("keep", "filter"), ("score", "scorer"), ("order", "picker"), ("profiles", "profile handler")):
+    for method, role in (
+        ("keep", "filter"),
+        ("score", "scorer"),
+        ("order", "picker"),
+        ("profiles", "profile handler"),
+        ("verdict", "decider"),
+    ):
         if hasattr(plugin, method):
             return role
     return "producer"

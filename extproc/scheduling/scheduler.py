@@ -16,6 +16,7 @@ from extproc.scheduling.trace import Trace
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from extproc.scheduling.disaggregation import Disaggregation
     from extproc.scheduling.framework import Cycle, Filter, Observer, Picker, Scorer
 
 __all__ = ["Profile", "Result", "Scheduler", "Trace"]
@@ -45,6 +46,7 @@ class Scheduler:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
+        self.disaggregation: Disaggregation | None = None  # how a ModelServer with prefill and decode pods is served
         weights = sum(weight for _name, weight, _scorer in profile.scorers) or 1.0
         self._shares = [weight / weights for _name, weight, _scorer in profile.scorers]
         self._weights = {name: weight for name, weight, _scorer in profile.scorers}

@@ -81,11 +81,20 @@ class Counts:
     strangers: int = 0  # records whose ticket is not ours
 
 
+@dataclass(slots=True, eq=False)
+class Loan:
+    """A prefill leg, as it counts at the endpoint that performs it."""
+
+    row: int | None  # None: it counts nowhere (any more)
+    tokens: int
+
+
 @dataclass(slots=True)
 class _Open:
     sent: Sent
     chain: array[int]  # eight bytes a block: prompts of 100k tokens have thousands, and streams stay open for long
     row: int | None  # where it counts as in flight; None: that endpoint left
+    loan: Loan | None = None  # a prefill leg that somebody else performs: it is over when the request is
 
 
 class Ledger:
@@ -99,6 +108,7 @@ class Ledger:
         self._grace_s = grace_s
         self._longest_s = longest_s
         self._open: dict[str, _Open] = {}
+        self._loans: set[Loan] = set()
         self._ended: set[str] = set()
         self._ended_order: deque[str] = deque()
 
@@ -110,15 +120,43 @@ class Ledger:
         opened = self._open.get(ticket)
         return None if opened is None else opened.sent.at
 
-    def open(self, sent: Sent, chain: Sequence[int] = ()) -> None:
-        """Begin a request whose prefix has the block hashes `chain`. Raises ValueError if its ticket is in use."""
+    def lend(self, address: str, tokens: int) -> Loan:
+        """Count a prefill leg of so many tokens at `address`, until it is given back."""
+        loan = Loan(self._table.row(address), tokens)
+        if loan.row is not None:
+            self._table.inflight[loan.row] += 1
+            self._table.inflight_tokens[loan.row] += tokens
+            self._loans.add(loan)
+        return loan
+
+    def give_back(self, loan: Loan) -> None:
+        """End a prefill leg; a second time does nothing."""
+        if loan.row is not None:
+            self._table.inflight[loan.row] -= 1
+            self._table.inflight_tokens[loan.row] -= loan.tokens
+            loan.row = None
+        self._loans.discard(loan)
+
+    def leg_failed(self, address: str, *, sent_at: float, now: float) -> None:
+        """Avoid an endpoint that failed a prefill leg for a while."""
+        self._standing.failed(address, sent_at=sent_at, now=now)
+
+    def leg_served(self, address: str) -> None:
+        """Forget the failures of an endpoint that performed a prefill leg."""
+        self._standing.served(address)
+
+    def open(self, sent: Sent, chain: Sequence[int] = (), loan: Loan | None = None) -> None:
+        """Begin a request whose prefix has the block hashes `chain`. Raises ValueError if its ticket is in use.
+
+        A `loan` is given back when the request ends.
+        """
         if sent.ticket in self._open:
             raise ValueError(f"ticket {sent.ticket} is open already")
         row = self._table.row(sent.endpoints[0])
         if row is not None:
             self._table.inflight[row] += 1
             self._table.inflight_tokens[row] += sent.prompt_tokens
-        self._open[sent.ticket] = _Open(sent, array("Q", chain), row)
+        self._open[sent.ticket] = _Open(sent, array("Q", chain), row, loan)
         self.counts.opened += 1
 
     def settle(self, outcome: Outcome, now: float) -> Settlement | None:
@@ -159,10 +197,15 @@ class Ledger:
         for opened in self._open.values():
             if opened.row == row:
                 opened.row = None
+        for loan in [loan for loan in self._loans if loan.row == row]:
+            self._loans.discard(loan)
+            loan.row = None
         self._table.inflight[row] = 0
         self._table.inflight_tokens[row] = 0
 
     def _close(self, opened: _Open) -> None:
+        if opened.loan is not None:
+            self.give_back(opened.loan)
         row = opened.row
         if row is not None:
             self._table.inflight[row] -= 1

@@ -1,0 +1,27 @@
+"""`prefill-header-handler`: upstream's way to say that `x-prefiller-host-port` is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from extproc.scheduling.framework import parameter
+
+
+class PrefillHeaderHandler:
+    """Accepted so that upstream's files load: the profile handler sends the header by itself (`prefillLeg: proxy`).
+
+    - `prefillProfile` (default `prefill`): read by nobody here; the profile handler names its profiles
+
+    Source: llm-d's prefill-header-handler (deprecated there).
+    """
+
+    TYPE = "prefill-header-handler"
+
+    @dataclass(frozen=True, slots=True)
+    class Params:
+        """Upstream's parameters."""
+
+        prefill_profile: str = parameter("prefill")
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
