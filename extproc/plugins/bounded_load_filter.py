@@ -13,6 +13,7 @@ from extproc.scheduling.framework import parameter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -46,3 +47,11 @@ class BoundedLoadFilter:
         active = cycle.table.inflight[cycle.rows]
         fair = (int(np.add.reduce(active)) + 1) / len(active)
         return active < max(self.params.min_requests, ceil(self.params.load_factor * fair))
+
+    def keep_few(self, cycle: Few) -> list[bool]:
+        """Do the same for few."""
+        inflight = cycle.table.view["inflight"]
+        active = [inflight[row] for row in cycle.rows]
+        fair = (sum(active) + 1) / len(active)
+        bound = max(self.params.min_requests, ceil(self.params.load_factor * fair))
+        return [each < bound for each in active]

@@ -12,6 +12,7 @@ from extproc.scheduling.framework import parameter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -40,3 +41,10 @@ class LeastRequestScorer:
         """Return the scores, shape (n,)."""
         active = cycle.table.inflight[cycle.rows]
         return 1.0 - active / max(int(np.maximum.reduce(active)), self.params.scale_requests)
+
+    def score_few(self, cycle: Few) -> list[float]:
+        """Do the same for few."""
+        inflight = cycle.table.view["inflight"]
+        active = [inflight[row] for row in cycle.rows]
+        scale = max(self.params.scale_requests, *active)
+        return [1.0 - each / scale for each in active]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle, Draw
 
 _FEW = 32  # so many are sorted as Python numbers: faster than arrays
@@ -40,6 +41,10 @@ class MaxScorePicker:
     def order(self, cycle: Cycle, scores: NDArray[np.float64]) -> NDArray[np.intp]:
         """Return positions of the best, best first; shape (min(n, maxNumOfEndpoints),)."""
         return best_first(scores, self.params.max_num_of_endpoints, cycle.draw)
+
+    def order_few(self, cycle: Few, scores: list[float]) -> list[int]:
+        """Do the same for few."""
+        return _sorted(scores, range(len(scores)), cycle.draw)[: self.params.max_num_of_endpoints]
 
 
 def best_first(scores: NDArray[np.float64], count: int, draw: Draw) -> NDArray[np.intp]:

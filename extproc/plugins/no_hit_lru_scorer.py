@@ -13,6 +13,7 @@ from extproc.scheduling.framework import parameter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -42,11 +43,12 @@ class NoHitLruScorer:
         self.params = params
         self._count = 0  # choices so far
         self._last: NDArray[np.int64] = np.zeros(64, dtype=np.int64)  # by row: the count when it was last chosen
+        self._view = self._last.data
 
     def score(self, cycle: Cycle) -> NDArray[np.float64]:
         """Return the scores, shape (n,)."""
         n = len(cycle.rows)
-        if self._hit(cycle):
+        if self._hit(cycle, int(np.minimum.reduce(cycle.matched)), int(np.maximum.reduce(cycle.matched))):
             return np.full(n, 0.5)
         if n == 1:
             return np.ones(1)
@@ -56,21 +58,34 @@ class NoHitLruScorer:
         ranked.sort()
         return 1.0 - ranked.searchsorted(last) / (n - 1)
 
+    def score_few(self, cycle: Few) -> list[float]:
+        """Do the same for few."""
+        n = len(cycle.rows)
+        if self._hit(cycle, min(cycle.matched), max(cycle.matched)):
+            return [0.5] * n
+        if n == 1:
+            return [1.0]
+        self._cover(cycle)
+        last = [self._view[row] for row in cycle.rows]
+        ranked = sorted(last)
+        return [1.0 - ranked.index(each) / (n - 1) for each in last]
+
     def observe(self, cycle: Cycle, row: int) -> None:
         """Remember the choice."""
         self._cover(cycle)
         self._count += 1
-        self._last[row] = self._count
+        self._view[row] = self._count
 
-    def _hit(self, cycle: Cycle) -> bool:
-        best = int(np.maximum.reduce(cycle.matched))
-        if best == int(np.minimum.reduce(cycle.matched)):
+    def _hit(self, cycle: Cycle | Few, least: int, best: int) -> bool:
+        """Tell whether the endpoints that hold most (`best` blocks) are worth more than those that hold `least`."""
+        if best == least:
             return False
         if cycle.trunk < best < cycle.blocks:
             return True
         return best >= least_match(cycle, self.params.min_trunk_share, self.params.min_trunk_tokens)
 
-    def _cover(self, cycle: Cycle) -> None:
+    def _cover(self, cycle: Cycle | Few) -> None:
         size = len(cycle.table.endpoints)
         if size > len(self._last):
             self._last = np.concatenate([self._last, np.zeros(size - len(self._last), dtype=np.int64)])
+            self._view = self._last.data

@@ -12,6 +12,7 @@ from extproc.scheduling.framework import parameter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -71,7 +72,30 @@ class PrefixCacheScorer:
             return np.where(goes_on, np.maximum(score, params.min_continuation_score), trunk)
         return trunk
 
+    def score_few(self, cycle: Few) -> list[float]:
+        """Do the same for few."""
+        if not any(cycle.matched):
+            return [0.0] * len(cycle.rows)
+        params = self.params
+        least = 0.0
+        if params.min_trunk_share or params.min_trunk_tokens:
+            least = least_match(cycle, params.min_trunk_share, params.min_trunk_tokens)
+        tokens = cycle.request.prompt_tokens / params.match_length_scale_tokens
+        weight = params.match_length_weight
+        scores = []
+        for matched in cycle.matched:
+            score = ratio = matched / cycle.blocks
+            if weight:
+                length = min(ratio * tokens, 1.0)
+                score = weight * length * length + (1.0 - weight) * ratio
+            if cycle.trunk < matched < cycle.blocks:
+                score = max(score, params.min_continuation_score)
+            elif matched < least:
+                score = 0.0
+            scores.append(score)
+        return scores
 
-def least_match(cycle: Cycle, share: float, tokens: int) -> float:
+
+def least_match(cycle: Cycle | Few, share: float, tokens: int) -> float:
     """Return how many blocks are `share` of the prefix and `tokens` at least, or all of them."""
     return min(max(share, tokens / max(cycle.request.prompt_tokens, 1)), 1.0) * cycle.blocks

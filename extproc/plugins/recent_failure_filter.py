@@ -11,6 +11,7 @@ from extproc.scheduling.framework import NoParams
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -32,3 +33,9 @@ class RecentFailureFilter:
         """Mark the candidates that stay, shape (n,)."""
         keep = cycle.table.avoid_until[cycle.rows] <= cycle.now
         return keep if np.count_nonzero(keep) else np.ones(len(keep), dtype=np.bool_)
+
+    def keep_few(self, cycle: Few) -> list[bool]:
+        """Do the same for few."""
+        avoid, now = cycle.table.view["avoid_until"], cycle.now
+        keep = [avoid[row] <= now for row in cycle.rows]
+        return keep if True in keep else [True] * len(keep)

@@ -7,9 +7,11 @@ director counts what is in flight. Readers take columns by row number, so that a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+
+from extproc.scheduling.topology import NOWHERE, Place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +69,7 @@ class EndpointTable:
         self.endpoints: list[Endpoint | None] = [None] * capacity
         self.addresses: NDArray[np.object_] = np.full(capacity, "", dtype=object)  # of the rows in use; kept when freed
         self._rows: dict[str, int] = {}
+        self.home: Place = NOWHERE  # where this picker runs, as far as it was told
         self._free: list[int] = list(range(capacity - 1, -1, -1))
         # What engines report (scraped).
         self.waiting: NDArray[np.float64] = np.zeros(capacity)  # requests queued in the engine
@@ -93,6 +96,7 @@ class EndpointTable:
         self.tpot_s: NDArray[np.float64] = np.zeros(capacity)  # mean time between tokens
         self.latency_load: NDArray[np.float64] = np.zeros(capacity)  # mean of `inflight` while they were measured
         self.latency_at: NDArray[np.float64] = np.full(capacity, -np.inf)  # monotonic seconds, of the last sample
+        self.view = self._views()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -139,6 +143,10 @@ class EndpointTable:
         self.models[row] = self.adapters[row] = frozenset()
         self.lora[row] = None
 
+    def _views(self) -> dict[str, memoryview[Any]]:
+        """Return the columns for reading element by element, which gives plain numbers at a third of the price."""
+        return {name: memoryview(getattr(self, name)) for name in _UNKNOWN}
+
     def _grow(self) -> None:
         size = len(self.endpoints)
         self.endpoints.extend([None] * size)
@@ -150,3 +158,4 @@ class EndpointTable:
         for name, unknown in _UNKNOWN.items():
             column = getattr(self, name)
             setattr(self, name, np.concatenate([column, np.full_like(column, unknown)]))
+        self.view = self._views()

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+
+    Numbers = NDArray[np.float64] | Sequence[float]
+    Strings = NDArray[np.object_] | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +31,9 @@ class Trace(NamedTuple):
     profile: str
     picker: str
     weights: Mapping[str, float]  # by scorer
-    addresses: NDArray[np.object_]  # of the n candidates that were scored; shape (n,), strings
-    parts: tuple[NDArray[np.float64], ...]  # by scorer, in the order of `weights`; shape (n,)
-    total: NDArray[np.float64]  # shape (n,)
+    addresses: Strings  # of the n candidates that were scored
+    parts: tuple[Numbers, ...]  # by scorer, in the order of `weights`; of length n
+    total: Numbers  # of length n
     chosen: tuple[int, ...]  # positions among the n, best first
     dropped: tuple[tuple[str, tuple[str, ...]], ...]  # filter, addresses that it left out
 
