@@ -9,7 +9,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from matrixinfer.cli import explain, up, validate
+from matrixinfer.cli import explain, simulate, up, validate
 from matrixinfer.cli.exits import Exit
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ COMMANDS = {
     "up": up,
     "validate": validate,
     "explain": explain,
+    "simulate": simulate,
 }
 
 

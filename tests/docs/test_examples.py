@@ -19,7 +19,8 @@ from tests.local.waiting import eventually_async
 
 EXAMPLES = ROOT / "examples"
 SCHEDULING = EXAMPLES / "scheduling"
-MANIFESTS = sorted(folder for folder in EXAMPLES.iterdir() if folder != SCHEDULING)
+SIMULATE = EXAMPLES / "simulate"  # what `matrixinfer simulate` is given
+MANIFESTS = sorted(folder for folder in EXAMPLES.iterdir() if folder not in (SCHEDULING, SIMULATE))
 LATER = {"real-vllm"}  # needs vLLM
 HERE = {"quickstart", "canary", "header-routing", "lora", "two-models"}
 

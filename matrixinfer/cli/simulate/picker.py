@@ -1,0 +1,175 @@
+"""The picker in virtual time: the same table, ledger, index, scheduler and plugins that serve, without the protocol.
+
+What is the director's in a gateway is here in short: candidates, cycle, choice, note what was sent, settle. What the scraper
+does is `scraped`: columns show what the engine was at its last scrape, not what it is.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from extproc import errors
+from extproc.scheduling import config as scheduling
+from extproc.scheduling.endpoints import Endpoint, EndpointTable
+from extproc.scheduling.framework import Cycle
+from extproc.traffic.ledger import Ledger, Sent
+from extproc.types import Api, InferenceRequest, Outcome
+from matrixinfer.cli.simulate.holders import Learned, Told
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from matrixinfer.cli.simulate.cluster import Cluster
+    from matrixinfer.cli.simulate.engine import Engine
+    from matrixinfer.cli.simulate.engine import Request as Served
+    from matrixinfer.cli.simulate.holders import Holders
+    from matrixinfer.cli.simulate.trace import Trace
+
+BASE_MODEL: Final = "model"
+_SESSION: Final = "x-session-id"
+_TENANT: Final = "x-tenant"
+_PATH: Final = "/v1/chat/completions"
+_POOL: Final = "default/model"
+
+
+class Picker:
+    """One picker before the cluster's engines; rows of its table are the engines' places."""
+
+    def __init__(self, settings: scheduling.Config, cluster: Cluster, trace: Trace, *, exact: bool, seed: int) -> None:
+        self.refused = 0
+        self._trace = trace
+        self._scheduler = scheduling.build(settings)
+        self._draw = random.Random(seed)  # noqa: S311 - chance for balance
+        each = cluster.each
+        self.table = EndpointTable(capacity=max(len(each), 4))
+        self._places = [
+            self._meet(place, group.name, frozenset({BASE_MODEL, *group.loras}), frozenset(group.loras))
+            for place, group in enumerate(each)
+        ]
+        self._rows = np.array(self._places, dtype=np.intp)
+        self._place_of = {row: place for place, row in enumerate(self._places)}
+        self._ledger = Ledger(self.table)
+        self._model_rows = [self._candidates(model) for model in trace.models]
+        self._most = max(1, settings.prefix.max_blocks * settings.prefix.block_size_tokens // trace.block_tokens)
+        self.told = Told(settings, cluster, trace, self._places) if exact else None  # listens to the engines
+        self._holders: Holders = self.told or Learned(settings, trace)
+
+    def place(self, number: int, chain: list[int], now: float) -> int | None:
+        """Say which engine gets the request, None if it is refused."""
+        trace = self._trace
+        chain = chain[: self._most] if len(chain) > self._most else chain
+        rows = self._model_rows[trace.model[number]]
+        cycle = self._cycle(number, chain, rows, now)
+        try:
+            result = self._scheduler.schedule(cycle)
+        except (errors.Saturated, errors.NoEndpoints):
+            self.refused += 1
+            return None
+        row = result.rows[0]
+        request = cycle.request
+        self._ledger.open(
+            Sent(
+                ticket=request.id,
+                request_id=request.id,
+                model=request.model,
+                engine_model=request.model,
+                target=_POOL,
+                route="",
+                path=_PATH,
+                stream=True,
+                endpoints=result.addresses,
+                prompt_tokens=request.prompt_tokens,
+                blocks=cycle.blocks,
+                matched=0,
+                at=now,
+            )
+        )
+        self._holders.routed(chain, row, now)
+        return self._place_of[row]
+
+    def settle(self, served: Served, place: int, ended: float, now: float) -> None:
+        """Hear, at `now`, that an answer was complete when it `ended`."""
+        self._ledger.settle(
+            Outcome(
+                ticket=str(served.number),
+                request_id="",
+                model="",
+                endpoint=_address(place),
+                status=200,
+                flags=(),
+                details="",
+                attempts=1,
+                started_at=served.arrived,
+                duration_s=ended - served.arrived,
+                first_token_s=served.first_token - served.arrived,
+                prompt_tokens=served.prompt,
+                completion_tokens=served.output,
+                cached_tokens=max(served.cached, 0),
+            ),
+            now,
+        )
+
+    def scraped(self, engine: Engine, now: float) -> None:
+        """Take what an engine's metrics page says."""
+        row = self._places[engine.place]
+        table = self.table
+        table.waiting[row] = len(engine.waiting)
+        table.running[row] = engine.running
+        table.kv_usage[row] = engine.kv_usage
+        table.scraped_at[row] = now
+
+    def _cycle(self, number: int, chain: Sequence[int], rows: NDArray[np.intp], now: float) -> Cycle:
+        trace, holders = self._trace, self._holders
+        headers: dict[str, str] = {}
+        if session := trace.sessions[trace.session[number]]:
+            headers[_SESSION] = session
+        if tenant := trace.tenants[trace.tenant[number]]:
+            headers[_TENANT] = tenant
+        model = trace.models[trace.model[number]] or BASE_MODEL
+        request = InferenceRequest(
+            id=str(number),
+            api=Api.CHAT,
+            path=_PATH,
+            headers=headers,
+            model=model,
+            stream=True,
+            prefix=b"",
+            prompt_tokens=int(trace.prompt[number]),
+            max_tokens=None,
+            wants_usage=True,
+            cache_salt="",
+            body=b"",
+        )
+        return Cycle(
+            request=request,
+            table=self.table,
+            rows=rows,
+            matched=holders.match(chain, rows, now),
+            blocks=len(chain),
+            now=now,
+            draw=self._draw,
+            trunk=holders.trunk(chain),
+            engine_model=model,
+        )
+
+    def _meet(self, place: int, group: str, models: frozenset[str], adapters: frozenset[str]) -> int:
+        row = self.table.upsert(
+            Endpoint(address=_address(place), pod=f"default/{group}-{place}", engine="vLLM", labels={"group": group})
+        )
+        self.table.models[row] = models
+        self.table.adapters[row] = adapters
+        return row
+
+    def _candidates(self, model: str) -> NDArray[np.intp]:
+        """Rows that may serve `model`: those with the adapter, all where none has it, as the director does it."""
+        loaded = [row for row in self._rows.tolist() if model in self.table.models[row]]
+        return np.array(loaded, dtype=np.intp) if model and loaded else self._rows
+
+
+def _address(place: int) -> str:
+    return f"10.0.{place >> 8}.{place & 255}:8000"
