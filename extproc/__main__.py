@@ -29,6 +29,7 @@ from extproc.adapters import admin, custom, logs, prefill, settings, telemetry
 from extproc.adapters.desk import Desk
 from extproc.adapters.errands import Errands
 from extproc.adapters.scrape import Scraper
+from extproc.adapters.tokenizers import Tokenizers
 from extproc.adapters.transport import access_log, ext_proc, health, serving
 from extproc.adapters.transport.calls import Limits
 from extproc.adapters.world import KINDS, WorldView
@@ -37,6 +38,7 @@ from extproc.errors import ConfigError
 from extproc.kvcache.index import PrefixIndex
 from extproc.scheduling import config
 from extproc.scheduling.endpoints import EndpointTable
+from extproc.tokens.blocks import Counts
 from extproc.traffic.ledger import Ledger
 from extproc.traffic.pools import Pools
 from matrixinfer.cluster.feed import Feed
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("extproc")
 _EXPIRE_EVERY_S: Final = 5.0
+_TOKENIZERS_S: Final = 30.0  # for reading them at the start; a large one takes a second
 _DRAIN_S: Final = 10.0
 _MAX_BODY: Final = 32 << 20  # a prompt of a million tokens is 4 to 6 MB; the rest is room for images
 _ENVELOPE: Final = 1 << 20  # headers and metadata around a body
@@ -109,11 +112,13 @@ class _Picker:
         def tickets() -> str:
             return f"{process}-{next(numbers):x}"
 
+        self._token_counts = Counts()
+        self._tokenizers = Tokenizers(settings.tokens(self._settings.current), lambda: self._director.routes)
         draw = random.Random()  # noqa: S311 - chance for balance, not for secrets
         self._director = Director(
             self._world,
             scheduler=config.build(self._settings.current, self._watch.guarded),
-            blocks=settings.blocks(self._settings.current),
+            blocks=settings.token_blocks(self._settings.current, self._tokenizers, self._token_counts),
             clock=time.monotonic,
             draw=draw,
             tickets=tickets,
@@ -136,6 +141,7 @@ class _Picker:
         self._health = health.HealthService()
         self._telemetry.add_source(self._metrics)
         self._telemetry.add_source(self._watch.metrics)
+        self._telemetry.add_source(lambda: self._tokenizers.metrics(self._token_counts))
         self._telemetry.add_source(lambda: prefill.metrics(self._director.prefilling.counts, self._errands.calls))
 
     async def run(self) -> None:
@@ -154,6 +160,7 @@ class _Picker:
                 ("scrape", self._scraper.run),
                 ("config", lambda: self._settings.follow(self._use)),
                 ("expire", self._expire),
+                ("tokenizers", self._follow_tokenizers),
             ):
                 task = asyncio.create_task(_kept_up(name, work), name=name)
                 stack.push_async_callback(_cancelled, task)
@@ -166,6 +173,9 @@ class _Picker:
         for store in self._stores:
             await store.synced()
         self._view.rebuild()
+        with suppress(TimeoutError):  # a volume that does not answer: begin with text blocks
+            async with asyncio.timeout(_TOKENIZERS_S):
+                await self._tokenizers.look()
         self._synced = True
 
     async def _serve(self, stop: asyncio.Event) -> None:
@@ -212,6 +222,12 @@ class _Picker:
             await web.TCPSite(runner, host, port).start()
             _LOG.info("listening", extra={"what": name, "address": runner.addresses[0]})
 
+    async def _follow_tokenizers(self) -> None:
+        """Look for tokenizers again and again, once the routes are known."""
+        for store in self._stores:
+            await store.synced()
+        await self._tokenizers.run()
+
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
@@ -220,7 +236,11 @@ class _Picker:
     def _use(self, current: config.Config) -> None:
         """Schedule by a new configuration; what is known of engines and prefixes stays."""
         self._world.index.resize(per_endpoint=current.prefix.lru_capacity_per_server, total=self._world.index.total)
-        self._director.use_scheduler(config.build(current, self._watch.guarded), settings.blocks(current))
+        self._tokenizers.use(settings.tokens(current))
+        self._director.use_scheduler(
+            config.build(current, self._watch.guarded),
+            settings.token_blocks(current, self._tokenizers, self._token_counts),
+        )
 
     def _metrics(self) -> Iterable[Metric]:
         """Yield what the parts count for themselves."""

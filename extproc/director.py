@@ -24,7 +24,7 @@ from extproc.traffic.routes import RouteTable
 from extproc.types import Aside, Decision, Reply, Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from extproc.traffic.ledger import Ledger, Settlement
     from extproc.traffic.pools import Pools
     from extproc.traffic.routes import Placement
-    from extproc.types import HttpRequest, InferenceRequest, Outcome, Story
+    from extproc.types import Errand, HttpRequest, InferenceRequest, Outcome, Prefix, Story
 
 _JSON: Final = (("content-type", "application/json"),)
 _SATURATED_RETRY_S: Final = 1  # load changes within a second
@@ -52,6 +52,7 @@ class Record:
     rule: str
     trace: Trace | None
     settlement: Settlement | None = None
+    prefix: Prefix | None = None  # what the blocks are made of, without them
     prefill: Told | None = None  # None: every pod of the server does both
 
 
@@ -116,11 +117,9 @@ class Director:
         placement = self._placement(request)
         prefix = self._blocks.prefix(request, placement.model)
         if isinstance(prefix, Unread):
-            unread = prefix
-            try:
-                prefix = unread.read((yield Aside(unread.work)))
-            except errors.Busy:
-                prefix = unread.otherwise()
+            prefix = yield from _read(prefix)
+        if prefix.tokens is not None:
+            request = request._replace(prompt_tokens=prefix.tokens)
         chain = prefix.hashes
         body, usage = rewrite.rewritten(
             request, model=placement.model if placement.model != request.model else None, usage=self._ask_usage
@@ -142,6 +141,7 @@ class Director:
             split = yield from self.prefilling.story(asked, how, roles, clock=self._clock, draw=self._draw)
             cycle, result, body = split.cycle, split.result, body if split.body is None else split.body
         record = self._record(ticket, cycle, chain, placement=placement, result=result, split=split)
+        record.prefix = prefix._replace(hashes=())
         return Decision(
             ticket=record.sent.ticket,
             endpoints=result.addresses,
@@ -307,6 +307,18 @@ class Director:
             record.settlement = settlement._replace(chain=())  # long prompts have thousands of blocks
 
 
+def _read(unread: Unread) -> Generator[Errand, Any, Prefix]:
+    """Have the prefix's text tokenized beside the loop; text blocks where there is no time for it."""
+    try:
+        made = yield Aside(unread.work)
+    except errors.Busy:
+        return unread.otherwise()
+    except BaseException:  # closed, or a bug: nobody waits for the text any more
+        unread.otherwise()
+        raise
+    return unread.read(made)
+
+
 def explanation(record: Record) -> str:
     """Return the decision as compact JSON of bounded size, for a response header."""
     document = described(record)
@@ -330,8 +342,16 @@ def described(record: Record) -> dict[str, Any]:
         "target": sent.target,
         "endpoints": sent.endpoints,
         "prompt_tokens": sent.prompt_tokens,
+        "prefix": _made_of(record.prefix),
         "blocks": sent.blocks,
         "matched_blocks": sent.matched,
         **({"prefill": record.prefill.document()} if record.prefill is not None else {}),
         **(record.trace.document() if record.trace is not None else {}),
     }
+
+
+def _made_of(prefix: Prefix | None) -> str:
+    """Say what the blocks of a prefix are: the engine's tokens, tokens that differ from the engine's somewhere, text."""
+    if prefix is None or prefix.tokens is None:
+        return "text"
+    return "tokens" if prefix.exact else "tokens, in part"

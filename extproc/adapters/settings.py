@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any, Final
 from extproc import plugins
 from extproc.adapters import custom
 from extproc.errors import ConfigError
+from extproc.plugins.token_producer import TokenProducer
 from extproc.scheduling import config
+from extproc.tokens.blocks import Bounds, TokenBlocks
 from extproc.tokens.text import TextBlocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from extproc.tokens.blocks import Counts, Tokenizers
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S: Final = 1.0  # a stat a second; it also sees the swapped links of a mounted ConfigMap
@@ -91,6 +95,7 @@ class Settings:
             raise ConfigError("", f"{self.path} cannot be read: {error}") from error
         current = config.load(config.parse(text), self._catalogue)
         custom.try_out(current)
+        tokens(current)
         return current
 
     def _stat(self) -> tuple[int, int, int] | None:
@@ -104,5 +109,25 @@ class Settings:
 
 
 def blocks(current: config.Config) -> TextBlocks:
-    """Return how prefixes are cut into blocks."""
+    """Return how prefixes are cut into blocks of text."""
     return TextBlocks(block_bytes=current.prefix.block_bytes, max_blocks=current.prefix.max_blocks)
+
+
+def token_blocks(current: config.Config, tokenizers: Tokenizers, counts: Counts) -> TokenBlocks:
+    """Return how prefixes are cut into blocks of tokens, and of text where there are none."""
+    params = tokens(current)
+    bounds = Bounds(
+        block_tokens=params.block_size_tokens or current.prefix.block_size_tokens,
+        max_blocks=current.prefix.max_blocks,
+        inline_chars=params.inline_chars,
+        pending_chars=params.pending_chars,
+    )
+    return TokenBlocks(tokenizers, blocks(current), bounds, counts)
+
+
+def tokens(current: config.Config) -> TokenProducer.Params:
+    """Return the token producer's parameters. Raises ConfigError if there is more than one."""
+    found = [spec for spec in current.plugins if spec.type is TokenProducer]
+    if len(found) > 1:
+        raise ConfigError(f"plugins.{found[1].name}", f"there can be one {TokenProducer.TYPE} only")
+    return found[0].params if found else TokenProducer.Params()

@@ -1,0 +1,216 @@
+"""The models' tokenizers: found for every model that a route names, loaded beside the loop, followed when files change.
+
+What cannot be found or used is logged once, counted, and tried again; until then the model has text blocks. A tokenizer
+that turns bad while it is in use stays as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections import Counter
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from extproc.adapters import telemetry, tokens_files
+from extproc.tokens.memo import Memo
+from extproc.tokens.model import Fault, ModelTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from prometheus_client.metrics_core import Metric
+
+    from extproc.adapters.tokens_files import Named, Source, Stamp
+    from extproc.plugins.token_producer import TokenProducer
+    from extproc.tokens.blocks import Counts
+    from extproc.traffic.routes import RouteTable
+
+_LOG = logging.getLogger(__name__)
+_LOG_FAULTS_EVERY: Final = 1000  # requests of one model and reason: each line more would cost the others time
+
+
+class _Found(NamedTuple):
+    """What looking for one model's tokenizer brought."""
+
+    source: Source | None = None
+    stamp: Stamp = ()
+    problem: str = ""
+
+
+class Tokenizers:
+    """Knows the tokenizer of each model. Written on the loop only."""
+
+    def __init__(self, params: TokenProducer.Params, routes: Callable[[], RouteTable]) -> None:
+        """`routes`: the routes in force, which name the models."""
+        self.memo = Memo(params.memo_bytes)
+        self.loads = 0
+        self.failures = 0
+        self._params = params
+        self._routes = routes
+        self._found: dict[str, _Found] = {}  # by the engine's name for the model
+        self._ready: dict[str, ModelTokenizer] = {}  # likewise
+        self._loaded: dict[Source, tuple[Stamp, ModelTokenizer]] = {}  # a model and its adapters share one
+        self._tried: dict[Source, tuple[Stamp, str]] = {}  # what could not be used, and why
+        self._numbers = itertools.count(1)
+        self._faults: Counter[tuple[str, str]] = Counter()  # model, reason
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread for a text: the cores are Envoy's, too
+
+    def use(self, params: TokenProducer.Params) -> None:
+        """Go by these from now on; what changed takes effect with the next look."""
+        if params != self._params:
+            self._params = params
+            self.memo.most_bytes = params.memo_bytes
+
+    def find(self, model: str) -> ModelTokenizer | None:
+        """Return the tokenizer of `model`, as its engine knows it; None: there is none, or not yet."""
+        return self._ready.get(model)
+
+    def fault(self, model: str, fault: Fault) -> None:
+        """Take note of a request whose token ids cannot be told."""
+        seen = self._faults[model, fault.reason]
+        self._faults[model, fault.reason] = seen + 1
+        if seen % _LOG_FAULTS_EVERY == 0:
+            extra = {"model": model, "reason": fault.reason, "why": str(fault)[:300], "seen": seen + 1}
+            _LOG.info("a request has text blocks in place of token blocks", extra=extra)
+
+    async def run(self) -> None:
+        """Follow routes and files until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(self._params.recheck_seconds)
+
+    async def look(self) -> None:
+        """Bring tokenizers in step with routes and files, once."""
+        params = self._params
+        wanted = dict(named(self._routes())) if params.enabled else {}
+        found = await asyncio.to_thread(_survey, wanted, params)
+        for model in self._ready.keys() - found.keys():
+            del self._ready[model]
+        for model, one in found.items():
+            if one.source is None:
+                self._without(model, one.problem)
+            elif (tokenizer := await self._tokenizer(one.source, one.stamp)) is not None:
+                self._ready[model] = tokenizer
+            else:
+                one = one._replace(problem=self._tried[one.source][1])  # noqa: PLW2901 - with what came of it
+            found[model] = one
+        self._found = found
+        sources = {one.source for one in found.values()}
+        for gone in [source for source in self._loaded if source not in sources]:
+            del self._loaded[gone]
+
+    def metrics(self, counts: Counts) -> Iterable[Metric]:
+        """Yield what is counted here and in the blocks."""
+        states = Counter(
+            "ready" if model in self._ready else "failed" if one.problem else "none"
+            for model, one in self._found.items()
+        )
+        yield telemetry.labelled_gauge(
+            "matrixinfer_tokenizers",
+            "Models by whether they have a tokenizer; none: none was found, failed: it cannot be used.",
+            {(state,): float(states[state]) for state in ("ready", "none", "failed")},
+            ("state",),
+        )
+        yield telemetry.counter(
+            "matrixinfer_tokenizer_loads",
+            "Tokenizers read.",
+            {("ok",): self.loads, ("failed",): self.failures},
+            ("result",),
+        )
+        yield telemetry.counter(
+            "matrixinfer_tokenizer_requests",
+            "Requests by what their prefix is made of: tokens, or text, and why text.",
+            {("tokens",): 0.0, **{(kind,): float(value) for kind, value in counts.requests.items()}},
+            ("prefix",),
+        )
+        yield telemetry.counter(
+            "matrixinfer_tokenizer_characters",
+            "Characters of prompts: known by pieces, or encoded.",
+            {("known",): counts.known_chars, ("encoded",): counts.encoded_chars},
+            ("source",),
+        )
+        yield telemetry.gauge(
+            "matrixinfer_tokenizer_pending_characters",
+            "Characters being encoded beside the loop.",
+            counts.pending_chars,
+        )
+        yield telemetry.gauge("matrixinfer_tokenizer_memo_bytes", "Memory of remembered pieces.", self.memo.bytes)
+
+    async def _tokenizer(self, source: Source, stamp: Stamp) -> ModelTokenizer | None:
+        """Return the tokenizer in `source`, loaded again if its files changed; the one before where that fails."""
+        before = self._loaded.get(source)
+        if before is not None and before[0] == stamp:
+            return before[1]
+        if (tried := self._tried.get(source)) is not None and tried[0] == stamp:
+            return before[1] if before else None
+        try:
+            tokenizer = await asyncio.to_thread(self._load, source)
+        except Fault as fault:
+            self.failures += 1
+            self._tried[source] = stamp, str(fault)
+            extra = {"folder": str(source.folder), "problem": str(fault)}
+            _LOG.warning("a tokenizer cannot be used: text blocks take the place of token blocks", extra=extra)
+            return before[1] if before else None
+        self.loads += 1
+        self._loaded[source] = stamp, tokenizer
+        extra = {"folder": str(source.folder), "cuts": tokenizer.encoder.cuts}
+        _LOG.info("a tokenizer is in use", extra=extra)
+        if tokenizer.encoder.faults:
+            _LOG.warning("texts cannot be cut everywhere: long prompts cost more", extra=extra)
+        return tokenizer
+
+    def _without(self, model: str, problem: str) -> None:
+        """Note that a model has no tokenizer now, and say so once. After a problem the one before stays in use."""
+        known = self._found.get(model)
+        if not problem:
+            self._ready.pop(model, None)
+        if known is not None and known.source is None and known.problem == problem:
+            return
+        if problem:
+            self.failures += 1
+            _LOG.warning("a tokenizer cannot be found", extra={"model": model, "problem": problem})
+        else:
+            _LOG.info("no tokenizer: text blocks take the place of token blocks", extra={"model": model})
+
+    def _load(self, source: Source) -> ModelTokenizer:
+        return ModelTokenizer(
+            tokens_files.read(source),
+            memo=self.memo,
+            number=next(self._numbers),
+            strftime_now=lambda form: datetime.now().strftime(form),  # noqa: DTZ005 - local time, as engines take it
+            trusts_templates=source.settings.trust_request_chat_template,
+            defaults=source.settings.template_defaults(),
+        )
+
+
+def _survey(wanted: Mapping[str, Named], params: TokenProducer.Params) -> dict[str, _Found]:
+    """Look for every model's tokenizer."""
+    return {model: _look_for(known, params) for model, known in wanted.items()}
+
+
+def _look_for(known: Named, params: TokenProducer.Params) -> _Found:
+    try:
+        source = tokens_files.locate(known, params)
+    except Fault as fault:
+        return _Found(problem=str(fault))
+    return _Found() if source is None else _Found(source, tokens_files.stamp(source))
+
+
+def named(routes: RouteTable) -> Iterator[tuple[str, Named]]:
+    """Yield every model that goes to an engine by these routes, with the names its tokenizer may have."""
+    made: dict[str, Named] = {}
+    for route in routes.routes:
+        for rule in route.spec.rules:
+            for target in rule.target_models:
+                server = routes.servers.get(f"{route.namespace}/{target.model_server_name}")
+                if server is None:
+                    continue
+                base = server.spec.model or route.spec.model_name
+                annotation = server.metadata.annotations.get(tokens_files.ANNOTATION, "")
+                bases = [base] if base else []
+                for name in (*bases, *route.spec.lora_adapters):
+                    made.setdefault(name, tokens_files.Named(tuple(dict.fromkeys((name, *bases))), annotation))
+    yield from made.items()

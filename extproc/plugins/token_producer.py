@@ -1,0 +1,81 @@
+"""`token-producer`: where the models' tokenizers are, and how prompts become token ids."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from extproc.scheduling.framework import parameter
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerOf:
+    """Where the tokenizer of some models is, and how their engine renders chats."""
+
+    model: str  # the engine's name for the model, or a pattern with * and ?
+    source: str  # a folder, or the model's id in the local hub cache; "none": text blocks
+    revision: str = "main"  # in the hub cache
+    chat_template: str = ""  # file, as vLLM's --chat-template; "": the model's own
+    trust_request_chat_template: bool = False  # as vLLM's flag
+    default_chat_template_kwargs: str = "{}"  # JSON, as vLLM's flag
+
+    def __post_init__(self) -> None:
+        self.template_defaults()
+
+    def template_defaults(self) -> dict[str, Any]:
+        """Return `defaultChatTemplateKwargs` as values."""
+        try:
+            value = json.loads(self.default_chat_template_kwargs)
+        except ValueError as error:
+            raise ValueError(f"defaultChatTemplateKwargs must be JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise ValueError("defaultChatTemplateKwargs must be a JSON object")  # noqa: TRY004 - reported as a wrong value
+        return value
+
+
+class TokenProducer:
+    """Settings of tokenization; there is one, whether a configuration names it or not.
+
+    A model's tokenizer is looked for in this order: the annotation `networking.matrixinfer.ai/tokenizer` of its
+    ModelServer, `tokenizers` (the first whose `model` fits), `folders` (FOLDER/<model>), the model's name as a folder,
+    the local hub cache. Nothing is downloaded. Names tried are the engine's name for the model and, for a LoRA
+    adapter, that of its base model. Without a tokenizer a model has text blocks.
+    `hubCache` "": $HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub. `blockSizeTokens` 0: as the prefix
+    index's. `memoMiB` 128: ids of pieces of text, some twenty million tokens. `inlineChars` 4096: more unknown text is
+    encoded beside the loop (4096 characters take a millisecond). `maxPendingMiB` 8: characters waiting to be encoded;
+    requests beyond have text blocks. `recheckSeconds` 10: how often files are looked at, and what failed is tried again.
+    Upstream's `vllm` and `udsTokenizerConfig` name a server that each request would wait for: refused by name.
+    Source: llm-d's token-producer, whose default (`estimate`) is what text blocks are.
+    """
+
+    TYPE = "token-producer"
+
+    @dataclass(frozen=True, slots=True)
+    class Params:
+        """Parameters of ours, but for the name."""
+
+        tokenizers: tuple[TokenizerOf, ...] = ()
+        folders: tuple[str, ...] = ()
+        hub_cache: str = ""
+        enabled: bool = True
+        block_size_tokens: int = parameter(0, minimum=0, maximum=4096)
+        memo_mib: int = parameter(128, minimum=1, name="memoMiB")
+        inline_chars: int = parameter(4096, minimum=0)
+        max_pending_mib: int = parameter(8, minimum=1, name="maxPendingMiB")
+        recheck_seconds: float = parameter(10.0, minimum=0.1)
+
+        @property
+        def memo_bytes(self) -> int:
+            """Bound of the memo."""
+            return self.memo_mib * _MIB
+
+        @property
+        def pending_chars(self) -> int:
+            """Bound of the text that waits to be encoded."""
+            return self.max_pending_mib * _MIB
+
+    def __init__(self, params: Params) -> None:
+        self.params = params

@@ -1,0 +1,280 @@
+"""One model's way from a request's body to token ids: its tokenizer, its chat templates, its special tokens.
+
+Built from the files that come with a model (`Files`), whose contents the caller reads. What a template or a body does not
+allow is a `Fault` with its reason: text blocks take the place of token ids then, and the engine tells the client.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import orjson
+import tokenizers
+
+from extproc.tokens import anthropic, conversation, responses
+from extproc.tokens.chain import packed
+from extproc.tokens.memo import Encoder
+from extproc.tokens.template import ChatTemplate, TemplateFault
+from extproc.types import Api
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from extproc.tokens.chain import TokenIds
+    from extproc.tokens.conversation import Chat
+    from extproc.tokens.memo import Memo
+    from extproc.types import InferenceRequest
+
+_NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_OWN_RENDERERS: Final = (  # models whose prompts vLLM builds by code of its own, not by a template
+    "gpt_oss",
+    "deepseek_v32",
+    "deepseek_v4",
+    "kimi_k3",
+    "kimi_audio",
+    "cohere2_vision",
+    "inkling",
+)
+_KEPT_TEMPLATES: Final = 16  # of requests that bring their own
+_PROBE: Final = "a"  # what special tokens are put around
+_EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
+_BY_TEXT: Final = {Api.COMPLETIONS: "prompt", Api.EMBEDDINGS: "input"}
+
+
+class Fault(Exception):
+    """A request, or a model, whose token ids cannot be told; `reason` is a word for the metric."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What comes with a model, as text; only the first is needed."""
+
+    tokenizer: str  # tokenizer.json
+    tokenizer_config: str = "{}"
+    special_tokens: str = "{}"  # special_tokens_map.json
+    config: str = "{}"  # config.json
+    templates: tuple[tuple[str, str], ...] = ()  # name, Jinja text; "default" is chat_template.jinja
+    processor: str = ""  # chat_template.json's template, used where there are no tools
+
+
+class Prompt(NamedTuple):
+    """What is to be encoded, or has been: text with special tokens around it, or ids."""
+
+    text: str
+    ids: TokenIds | None  # the client's own
+    special: bool  # special tokens are put around the text
+    exact: bool  # the ids will be the engine's
+    more: int = 0  # tokens of a batch's further prompts
+
+
+class ModelTokenizer:
+    """Encodes requests for one model. Used on the loop; `encode` of its encoder beside it, too."""
+
+    def __init__(  # noqa: PLR0913 - time is an argument
+        self,
+        files: Files,
+        *,
+        memo: Memo,
+        number: int,
+        strftime_now: Callable[[str], str],
+        trusts_templates: bool = False,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take the files apart. Raises Fault for those that cannot be used.
+
+        `trusts_templates`: requests may bring their own chat template, as the engine allows; `defaults`: the engine's
+        default chat_template_kwargs.
+        """
+        self._strftime_now = strftime_now
+        self._trusts = trusts_templates
+        self._defaults = dict(defaults or {})
+        document, settings = (
+            _object(files.tokenizer, "tokenizer.json"),
+            _object(files.tokenizer_config, "tokenizer_config.json"),
+        )
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(files.tokenizer)
+        except Exception as error:  # the library raises nothing narrower
+            raise Fault("broken", f"tokenizer.json cannot be used: {error}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.special_tokens = _special_tokens(settings, _object(files.special_tokens, "special_tokens_map.json"))
+        self._renders = _object(files.config, "config.json").get("model_type") not in _OWN_RENDERERS
+        sources = _templates(settings, files)
+        self._sources = sources
+        self._processor = files.processor
+        self._compiled: OrderedDict[str, ChatTemplate] = OrderedDict()
+        marks = "".join((*sources.values(), files.processor, *self.special_tokens.values()))
+        self.encoder = Encoder(tokenizer, document, memo=memo, number=number, marks=marks)
+        self._head, self._tail = _around(tokenizer, settings, self.special_tokens)
+        self._no_thinking: str | None = None
+
+    def prompt(self, request: InferenceRequest) -> Prompt:
+        """Return what the engine will encode for `request`. Raises Fault."""
+        body = _object(request.body, "the body")
+        if request.api is Api.NATIVE:
+            return self._native(request.path, body)
+        if (key := _BY_TEXT.get(request.api)) is not None and body.get(key) is not None:
+            if body.get("suffix") or body.get("prompt_embeds"):
+                raise Fault("unsupported", "suffix and prompt_embeds are put together by the engine alone")
+            return self._texts(body[key], body)
+        try:
+            return self._chat(request.api, body)
+        except TemplateFault as fault:
+            raise Fault("template", str(fault)) from fault
+
+    def around(self, ids: TokenIds, prompt: Prompt) -> TokenIds:
+        """Return `ids` with the special tokens that belong around them."""
+        if not prompt.special or not (len(self._head) or len(self._tail)):
+            return ids
+        return np.concatenate((self._head, ids, self._tail))
+
+    def rendered(self, chat: Chat) -> tuple[str, bool]:
+        """Return the prompt for a chat, and whether it holds more than text. Raises TemplateFault, Fault."""
+        if not self._renders:
+            raise Fault("unsupported", "the engine builds this model's chat prompts by code of its own")
+        template = self._template(chat)
+        messages, media = conversation.conversation(chat.messages, template)
+        arguments = {**self._defaults, **({"tools": chat.tools} if chat.tools is not None else {}), **chat.arguments}
+        return template.render(messages, arguments, self.special_tokens), media
+
+    def _chat(self, api: Api, body: dict[str, Any]) -> Prompt:
+        if api is Api.RESPONSES:
+            asked = responses.chat(body)
+        elif api is Api.MESSAGES:
+            template = self._template(conversation.Chat([], None, {}))
+            asked = anthropic.chat(body, leading_system=template.leading_system, no_thinking=self._without_thinking())
+        else:
+            asked = conversation.chat(body)
+        text, media = self.rendered(asked)
+        special = body.get("add_special_tokens") is True or api is Api.RESPONSES
+        return Prompt(text, None, special, exact=not media and not body.get("truncate_prompt_tokens"))
+
+    def _native(self, path: str, body: dict[str, Any]) -> Prompt:
+        if path == "/generate":
+            given = body.get("input_ids")
+            return self._texts(given if given is not None else body.get("text"), body)
+        raise Fault("unsupported", f"{path} is put together by the engine alone")
+
+    def _texts(self, given: Any, body: dict[str, Any]) -> Prompt:
+        """Return the first of the prompts: text or ids, one or a list of them."""
+        special = body.get("add_special_tokens") is not False
+        exact = not body.get("truncate_prompt_tokens")
+        if isinstance(given, str):
+            return Prompt(given, None, special, exact)
+        if not isinstance(given, list) or not given:
+            raise Fault("body", "expected a prompt")
+        if isinstance(given[0], int):
+            return Prompt("", _ids(given), special=False, exact=exact)
+        rest = len(given) - 1
+        if isinstance(given[0], list):
+            return Prompt("", _ids(given[0]), False, exact and not rest, sum(map(len, given[1:])))
+        if not all(isinstance(one, str) for one in given):
+            raise Fault("body", "expected strings or token ids")
+        return Prompt(given[0], None, special, exact and not rest, sum(-(-len(one) // 4) for one in given[1:]))
+
+    def _template(self, chat: Chat) -> ChatTemplate:
+        """Return the template that the engine would choose: the request's, the processor's, one by name."""
+        source = chat.template
+        if source is not None:
+            if not self._trusts:
+                raise Fault("untrusted", "the request brings its own chat template")
+            source = self._sources.get(source, source)
+        elif chat.tools is None and self._processor:
+            source = self._processor
+        elif chat.tools is not None and "tool_use" in self._sources:
+            source = self._sources["tool_use"]
+        else:
+            source = self._sources.get("default")
+        if source is None:
+            raise Fault("no-template", "the model has no chat template")
+        template = self._compiled.get(source)
+        if template is None:
+            template = self._compiled[source] = ChatTemplate.compile(source, self._strftime_now)
+            if len(self._compiled) > _KEPT_TEMPLATES:
+                self._compiled.popitem(last=False)
+        else:
+            self._compiled.move_to_end(source)
+        return template
+
+    def _without_thinking(self) -> str:
+        """Return the reasoning effort that switches thinking off: "low" where "none" changes nothing, as in vLLM."""
+        if self._no_thinking is None:
+            probes = [self._probe(effort) for effort in ("none", *_EFFORTS)]
+            self._no_thinking = "low" if probes[0] is None or probes[0] in probes[1:] else "none"
+        return self._no_thinking
+
+    def _probe(self, effort: str) -> str | None:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": effort}
+        try:
+            return self.rendered(conversation.chat(body))[0]
+        except TemplateFault:
+            return None
+
+
+def _object(text: str | bytes, name: str) -> dict[str, Any]:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise Fault("broken", f"{name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise Fault("broken", f"{name} is not an object")
+    return value
+
+
+def _ids(given: list[Any]) -> TokenIds:
+    if not all(type(one) is int for one in given):
+        raise Fault("body", "token ids must be whole numbers")
+    try:
+        return packed(given)
+    except ValueError as error:
+        raise Fault("body", str(error)) from error
+
+
+def _special_tokens(settings: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, str]:
+    """Return the named tokens that templates may use: bos_token and its like."""
+    found: dict[str, str] = {}
+    for name in _NAMED_TOKENS:
+        value = settings.get(name)
+        if value is None:
+            value = special.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            found[name] = value
+    return found
+
+
+def _templates(settings: Mapping[str, Any], files: Files) -> dict[str, str]:
+    """Return the chat templates by name: files of their own go before those in tokenizer_config.json."""
+    if files.templates:
+        return dict(files.templates)
+    given = settings.get("chat_template")
+    if isinstance(given, str):
+        return {"default": given}
+    if isinstance(given, list):
+        return {str(one.get("name")): str(one.get("template")) for one in given if isinstance(one, dict)}
+    return {}
+
+
+def _around(
+    tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any], special: Mapping[str, str]
+) -> tuple[TokenIds, TokenIds]:
+    """Return the ids that the tokenizer puts before and after a text when asked for special tokens."""
+    if "add_bos_token" in settings or "add_eos_token" in settings:  # transformers puts a post-processor of its own then
+        bos = settings.get("add_bos_token") and tokenizer.token_to_id(special.get("bos_token", ""))
+        eos = settings.get("add_eos_token") and tokenizer.token_to_id(special.get("eos_token", ""))
+        return packed([bos] if bos not in (None, False) else []), packed([eos] if eos not in (None, False) else [])
+    bare = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    full = tokenizer.encode(_PROBE, add_special_tokens=True).ids
+    for at in range(len(full) - len(bare) + 1):
+        if full[at : at + len(bare)] == bare:
+            return packed(full[:at]), packed(full[at + len(bare) :])
+    raise Fault("unsupported", "the tokenizer changes texts when special tokens are asked for")
