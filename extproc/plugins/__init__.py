@@ -44,6 +44,7 @@ from extproc.plugins.session_affinity_filter import SessionAffinityFilter
 from extproc.plugins.session_affinity_scorer import SessionAffinityScorer
 from extproc.plugins.single_profile_handler import SingleProfileHandler
 from extproc.plugins.token_load_scorer import TokenLoadScorer
+from extproc.plugins.token_producer import TokenProducer
 from extproc.plugins.utilization_filter import UtilizationFilter
 from extproc.plugins.weighted_random_picker import WeightedRandomPicker
 from extproc.scheduling.config import Catalogue
@@ -124,6 +125,7 @@ BUILTIN: Final = Catalogue(
         PrefillHeaderHandler,
         ApproxPrefixCacheProducer,
         InflightLoadProducer,
+        TokenProducer,
     ),
     default=DEFAULT,
     every_profile=(RecentFailureFilter.TYPE,),
