@@ -1,29 +1,210 @@
-"""Where the control plane is put together: who watches the cluster, who serves Envoy."""
+"""The control plane's process, and where it is put together: who watches the cluster, who writes, who serves Envoy.
+
+    python -m controllers --xds 0.0.0.0:18000
+
+Every replica follows the cluster and serves Envoy what it observes; the one that holds the lease writes. Exit status: 0 after
+SIGTERM or SIGINT, 1 for a configuration or an address that cannot be used.
+"""
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
 
+from controllers import ir
 from controllers.gateway.reconcile import KEY, NAME, WATCHES, Reconciler
 from controllers.xds.publisher import Publisher
+from matrixinfer.cluster import credentials, monitor
+from matrixinfer.cluster.apiserver import ApiServer, Settings
+from matrixinfer.cluster.clock import boottime
+from matrixinfer.cluster.election import Elector
+from matrixinfer.cluster.lease import Candidate, Terms
 from matrixinfer.cluster.loop import Controller, Loop
+from matrixinfer.cluster.ratelimit import Rate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-    from controllers import ir
     from matrixinfer.cluster.protocol import Cluster
+
+log = logging.getLogger("controllers")
+
+_FINISH_S: Final = 10.0  # what reconciles get to end by themselves
+_LEASE: Final = "matrixinfer-controllers"
 
 
 @asynccontextmanager
-async def gateway_loop(cluster: Cluster, gateway: ir.Gateway, *addresses: str) -> AsyncIterator[Loop]:
+async def gateway_loop(
+    cluster: Cluster,
+    gateway: ir.Gateway,
+    *addresses: str,
+    may_write: Callable[[], bool] = lambda: True,
+    report: Callable[[str, float], None] = lambda _outcome, _seconds: None,
+) -> AsyncIterator[Loop]:
     """Serve xDS on `addresses` (`unix:PATH`, `HOST:PORT`); the loop that is given feeds it while its `run` runs."""
     publisher = Publisher(on_change=lambda: loop.touch(KEY))
     reconciler = Reconciler(gateway, publisher.delivery)
-    loop = Loop(cluster, Controller(NAME, reconciler.reconcile, WATCHES), publish=publisher.publish)
+    controller = Controller(NAME, reconciler.reconcile, WATCHES)
+    loop = Loop(cluster, controller, publish=publisher.publish, may_write=may_write, report=report)
     await publisher.start(*addresses)
     try:
         yield loop
     finally:
         await publisher.stop()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the control plane."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(_serve(options))
+    except (credentials.AccessError, OSError, ValueError) as error:
+        print(f"controllers: {error}", file=sys.stderr)  # noqa: T201 - why the process does not start
+        return 1
+    return 0
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    access = credentials.find(path=options.kubeconfig, context=options.context)
+    candidate = Candidate(
+        options.lease_name,
+        options.lease_namespace or access.namespace,
+        f"{socket.gethostname()}_{secrets.token_hex(4)}",
+        Terms(options.lease_duration, options.lease_renew, options.lease_margin),
+    )
+    watched = monitor.Monitor()
+
+    def led(leads: bool) -> None:  # noqa: FBT001 - an answer
+        watched.leads.set(leads)
+        if leads:
+            for loop in loops:
+                loop.refresh()
+
+    async with AsyncExitStack() as stack:
+        server = ApiServer(
+            access,
+            Settings(rate=Rate(options.qps, options.burst), user_agent=f"matrixinfer-controllers/{candidate.identity}"),
+            remaining=(lambda: candidate.tenure.remaining(boottime())) if options.leader_elect else None,
+            report=watched.request,
+        )
+        cluster = await stack.enter_async_context(server)
+        elector = Elector(cluster, candidate, changed=led)
+        loops = [
+            await stack.enter_async_context(
+                gateway_loop(
+                    cluster,
+                    _gateway(options),
+                    *options.xds,
+                    may_write=(lambda: elector.leads) if options.leader_elect else (lambda: True),
+                    report=watched.reconciled(NAME),
+                )
+            )
+        ]
+        watched.watch(NAME, loops[0])
+        port = await stack.enter_async_context(monitor.serve(watched, options.metrics_host, options.metrics_port))
+        log.info("following %s; metrics and health on port %d", access.server, port)
+        standing = asyncio.create_task(elector.run() if options.leader_elect else asyncio.Event().wait())
+        await _run(loops, standing, stopping)
+        await elector.release()  # by now nothing is being written
+
+
+async def _run(loops: Iterable[Loop], standing: asyncio.Task[object], stopping: asyncio.Event) -> None:
+    """Run until told to stop, or until a part ends that never should; let what is being worked on come to its end."""
+    running = [asyncio.create_task(loop.run()) for loop in loops]
+    told = asyncio.create_task(stopping.wait())
+    await asyncio.wait([told, standing, *running], return_when=asyncio.FIRST_COMPLETED)
+    for loop in loops:
+        loop.stop()
+    await asyncio.wait(running, timeout=_FINISH_S)
+    ended = [task for task in (standing, *running) if task.done()]
+    for task in (told, standing, *running):
+        task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+    for task in ended:
+        task.result()
+
+
+def _gateway(options: argparse.Namespace) -> ir.Gateway:
+    host, _, port = options.gateway.rpartition(":")
+    return ir.Gateway(
+        listeners=(ir.Listener("gateway", host or "0.0.0.0", int(port)),),
+        picker=ir.Picker(_address(options.picker), fail_open=not options.fail_closed),
+        module=options.envoy_module,
+    )
+
+
+def _address(text: str) -> ir.Address:
+    if text.startswith("unix:"):
+        return ir.Address(path=text.removeprefix("unix:"))
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"--picker {text}: must be unix:PATH or HOST:PORT")
+    return ir.Address(host=host, port=int(port))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="controllers", description="The control plane of MatrixInfer.")
+    cluster = parser.add_argument_group("the cluster")
+    cluster.add_argument(
+        "--kubeconfig", default="", help="file; by default the pod's own account, $KUBECONFIG or ~/.kube/config"
+    )
+    cluster.add_argument("--context", default="", help="context of the kubeconfig; by default its current one")
+    cluster.add_argument("--qps", type=float, default=Rate().per_s, help="requests per second in the long run")
+    cluster.add_argument("--burst", type=int, default=Rate().burst, help="requests at once after a rest")
+    lease = parser.add_argument_group("who writes")
+    lease.add_argument(
+        "--leader-elect", action=argparse.BooleanOptionalAction, default=True, help="write only with the lease"
+    )
+    lease.add_argument("--lease-name", default=_LEASE)
+    lease.add_argument(
+        "--lease-namespace", default=os.environ.get("POD_NAMESPACE", ""), help="by default the context's"
+    )
+    lease.add_argument(
+        "--lease-duration",
+        type=int,
+        default=Terms().duration_s,
+        metavar="S",
+        help="a dead leader is replaced after this",
+    )
+    lease.add_argument(
+        "--lease-renew", type=float, default=Terms().every_s, metavar="S", help="how often it is renewed"
+    )
+    lease.add_argument(
+        "--lease-margin", type=float, default=Terms().margin_s, metavar="S", help="writes end this long before its end"
+    )
+    gateway = parser.add_argument_group("the gateway")
+    gateway.add_argument(
+        "--xds",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="serve Envoy here: HOST:PORT or unix:PATH (repeatable)",
+    )
+    gateway.add_argument("--gateway", default="0.0.0.0:8080", metavar="HOST:PORT", help="where Envoy listens")
+    gateway.add_argument(
+        "--picker", default="unix:/run/matrixinfer/picker.sock", metavar="ADDRESS", help="where Envoy asks"
+    )
+    gateway.add_argument("--fail-closed", action="store_true", help="answer 503 where the picker does not answer")
+    gateway.add_argument("--envoy-module", action="store_true", help="Envoy has the project's module")
+    own = parser.add_argument_group("itself")
+    own.add_argument("--metrics-host", default="0.0.0.0")
+    own.add_argument("--metrics-port", type=int, default=9090)
+    own.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -85,7 +85,8 @@ class Candidate:
     identity: str
     terms: Terms = field(default_factory=Terms)
     tenure: Tenure = field(default_factory=Tenure)
-    _lease: Manifest | None = None
+    _lease: Manifest | None = None  # as it was when it was last there
+    _gone: bool = False
     _seen_at: float = float("-inf")
 
     def leads(self, now: float) -> bool:
@@ -98,31 +99,34 @@ class Candidate:
         return str(_spec(self._lease).get("holderIdentity") or "")
 
     def saw(self, lease: Manifest | None, now: float) -> None:
-        """Take note of the lease as it stands; `now` is after it was read."""
-        if lease is None or self._lease is None or _record(lease) != _record(self._lease):
-            self._seen_at = now
-        self._lease = lease
+        """Take note of the lease as it stands; `now` is after it was read.
+
+        A lease that somebody deletes does not end the holder's right to write, so those who knew it wait for its end.
+        """
+        self._gone = lease is None
+        if lease is not None:
+            if self._lease is None or _record(lease) != _record(self._lease):
+                self._seen_at = now
+            self._lease = lease
 
     def wrote(self, lease: Manifest, sent_at: float) -> None:
         """Take note that our write was accepted, that was sent at this time."""
-        self._lease, self._seen_at = lease, sent_at
+        self._lease, self._seen_at, self._gone = lease, sent_at, False
         held = _spec(lease).get("holderIdentity") == self.identity
         self.tenure.until = sent_at + self.terms.writes_s if held else float("-inf")
 
     def next(self, now: float, wall: datetime) -> Write | Look:
         """Say what to do now. `wall` is only written down, for people to read."""
-        if self._lease is None:
-            return Write(self._new(wall))
         if self.holder and self.holder != self.identity:
             left_s = self._seen_at + self._duration_s() - now
             if left_s > 0:
                 return Look(min(self.terms.every_s, left_s))
-        return Write(self._taken(wall))
+        return Write(self._new(wall) if self._lease is None or self._gone else self._taken(self._lease, wall))
 
     def release(self) -> Manifest | None:
         """Return the lease to write so that another may start at once; nothing may be written from now on."""
         self.tenure.until = float("-inf")
-        if self._lease is None or self.holder != self.identity:
+        if self._lease is None or self._gone or self.holder != self.identity:
             return None
         return self._lease | {"spec": _spec(self._lease) | {"holderIdentity": "", "leaseDurationSeconds": 1}}
 
@@ -139,8 +143,7 @@ class Candidate:
             "spec": self._term(wall) | {"acquireTime": _micro(wall), "leaseTransitions": 0},
         }
 
-    def _taken(self, wall: datetime) -> Manifest:
-        lease = self._lease or {}
+    def _taken(self, lease: Manifest, wall: datetime) -> Manifest:
         spec = _spec(lease)
         renewed = spec | self._term(wall)
         if spec.get("holderIdentity") != self.identity:

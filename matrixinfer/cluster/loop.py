@@ -96,7 +96,11 @@ def owner(kind: Kind) -> Touches:
 
 
 class Loop:
-    """Runs one controller against a cluster. `publish` receives the values of its `Publish` actions."""
+    """Runs one controller against a cluster. `publish` receives the values of its `Publish` actions.
+
+    While `may_write` says no, values are published all the same and nothing else is performed; `refresh` makes up for it.
+    `report` is told of every reconcile: how it ended ("done", "again" or "failed"), and its seconds.
+    """
 
     def __init__(  # noqa: PLR0913 - the edge: everything impure is an argument
         self,
@@ -108,6 +112,8 @@ class Loop:
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
         queue: WorkQueue[Key] | None = None,
+        may_write: Callable[[], bool] = lambda: True,
+        report: Callable[[str, float], None] = lambda _outcome, _seconds: None,
     ) -> None:
         self._cluster = cluster
         self._controller = controller
@@ -115,6 +121,8 @@ class Loop:
         self._workers = workers
         self._clock = clock
         self._draw = draw
+        self._may_write = may_write
+        self._report = report
         self._queue: WorkQueue[Key] = queue or WorkQueue()
         self._stores = {kind: Store(cluster, kind, draw=draw) for kind in controller.watches}
         self.world = World(self._stores)
@@ -139,6 +147,28 @@ class Loop:
         """Reconcile this key soon, for a reason outside the cluster."""
         self._queue.add(key)
         self._wake.set()
+
+    def refresh(self) -> None:
+        """Reconcile everything that there is."""
+        for kind, touches in self._controller.watches.items():
+            changed = self._handler(touches)
+            for manifest in self._stores[kind].all():
+                changed(None, manifest)
+
+    @property
+    def synced(self) -> bool:
+        """Whether the world is complete."""
+        return all(store.filled for store in self._stores.values())
+
+    @property
+    def connected(self) -> bool:
+        """Whether every watch is up."""
+        return all(store.connected for store in self._stores.values())
+
+    @property
+    def waiting(self) -> int:
+        """How many keys wait."""
+        return len(self._queue)
 
     async def _listen(self) -> None:
         """Once the world is complete, turn its objects and their changes into keys."""
@@ -175,20 +205,26 @@ class Loop:
             await asyncio.wait_for(self._wake.wait(), None if due is None else max(due - loop.time(), 0))
 
     async def _reconcile(self, key: Key, loop: asyncio.AbstractEventLoop) -> None:
+        began, outcome = loop.time(), "done"
         try:
             plan = self._controller.reconcile(key, self.world, self._clock())
             for action in plan.actions:
-                await self._perform(action)
+                if isinstance(action, Publish) or self._may_write():
+                    await self._perform(action)
         except (Conflict, Unavailable) as error:
+            outcome = "again"
             delay_s = self._queue.retry(key, loop.time(), self._draw())
             log.info("%s: %s: %s; again in %.2f s", self._controller.name, key, error, delay_s)
         except Exception:  # a bug, or a refusal that is one: this task's root
+            outcome = "failed"
             delay_s = self._queue.retry(key, loop.time(), self._draw())
             log.exception("%s: %s failed; again in %.2f s", self._controller.name, key, delay_s)
         else:
             self._queue.forget(key)
             if plan.requeue_after_s is not None:
                 self._queue.add_at(key, loop.time() + plan.requeue_after_s)
+        finally:
+            self._report(outcome, loop.time() - began)
 
     async def _perform(self, action: Action) -> None:
         name = self._controller.name

@@ -102,6 +102,11 @@ class Store:
         for manifest in list(self._objects.values()):
             self._tell(handler, None, manifest)
 
+    @property
+    def filled(self) -> bool:
+        """Whether everything has been listed once."""
+        return self._synced.is_set()
+
     async def synced(self) -> None:
         """Return once the store has been filled."""
         await self._synced.wait()
