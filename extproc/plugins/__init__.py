@@ -9,15 +9,19 @@ from extproc.plugins.always_disagg_pd_decider import AlwaysDisaggPdDecider
 from extproc.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
 from extproc.plugins.bounded_load_filter import BoundedLoadFilter
 from extproc.plugins.by_label import ByLabel
+from extproc.plugins.by_label_selector import ByLabelSelector
 from extproc.plugins.context_length_aware import ContextLengthAware
 from extproc.plugins.decode_filter import DecodeFilter
 from extproc.plugins.disagg_headers_handler import DisaggHeadersHandler
 from extproc.plugins.disagg_profile_handler import DisaggProfileHandler
 from extproc.plugins.dynamo_cost_scorer import DynamoCostScorer
+from extproc.plugins.encode_filter import EncodeFilter
 from extproc.plugins.header_label_affinity_scorer import HeaderLabelAffinityScorer
 from extproc.plugins.inflight_load_producer import InflightLoadProducer
 from extproc.plugins.kv_cache_utilization_scorer import KvCacheUtilizationScorer
 from extproc.plugins.label_selector_filter import LabelSelectorFilter
+from extproc.plugins.latency_scorer import LatencyScorer
+from extproc.plugins.least_latency_scorer import LeastLatencyScorer
 from extproc.plugins.least_request_filter import LeastRequestFilter
 from extproc.plugins.least_request_scorer import LeastRequestScorer
 from extproc.plugins.lmetric_scorer import LmetricScorer
@@ -29,6 +33,7 @@ from extproc.plugins.never_disagg_pd_decider import NeverDisaggPdDecider
 from extproc.plugins.no_hit_lru_scorer import NoHitLruScorer
 from extproc.plugins.pd_profile_handler import PdProfileHandler
 from extproc.plugins.power_of_two_picker import PowerOfTwoPicker
+from extproc.plugins.predicted_latency_producer import PredictedLatencyProducer
 from extproc.plugins.prefill_filter import PrefillFilter
 from extproc.plugins.prefill_header_handler import PrefillHeaderHandler
 from extproc.plugins.prefix_based_pd_decider import PrefixBasedPdDecider
@@ -43,8 +48,12 @@ from extproc.plugins.running_requests_size_scorer import RunningRequestsSizeScor
 from extproc.plugins.session_affinity_filter import SessionAffinityFilter
 from extproc.plugins.session_affinity_scorer import SessionAffinityScorer
 from extproc.plugins.single_profile_handler import SingleProfileHandler
+from extproc.plugins.slo_headroom_tier_filter import SloHeadroomTierFilter
 from extproc.plugins.token_load_scorer import TokenLoadScorer
 from extproc.plugins.token_producer import TokenProducer
+from extproc.plugins.topology_affinity_filter import TopologyAffinityFilter
+from extproc.plugins.topology_affinity_scorer import TopologyAffinityScorer
+from extproc.plugins.topology_extractor import TopologyExtractor
 from extproc.plugins.utilization_filter import UtilizationFilter
 from extproc.plugins.weighted_random_picker import WeightedRandomPicker
 from extproc.scheduling.config import Catalogue
@@ -91,9 +100,13 @@ BUILTIN: Final = Catalogue(
         SessionAffinityFilter,
         LoraAffinityFilter,
         LabelSelectorFilter,
+        ByLabelSelector,
         ByLabel,
         PrefillFilter,
         DecodeFilter,
+        EncodeFilter,
+        TopologyAffinityFilter,
+        SloHeadroomTierFilter,
         ContextLengthAware,
         QueueScorer,
         KvCacheUtilizationScorer,
@@ -102,6 +115,8 @@ BUILTIN: Final = Catalogue(
         TokenLoadScorer,
         LeastRequestScorer,
         LoadAwareScorer,
+        LeastLatencyScorer,
+        LatencyScorer,
         PrefixCacheScorer,
         NoHitLruScorer,
         LmetricScorer,
@@ -109,6 +124,7 @@ BUILTIN: Final = Catalogue(
         SessionAffinityScorer,
         LoraAffinityScorer,
         HeaderLabelAffinityScorer,
+        TopologyAffinityScorer,
         MaxScorePicker,
         WeightedRandomPicker,
         RandomPicker,
@@ -126,6 +142,8 @@ BUILTIN: Final = Catalogue(
         ApproxPrefixCacheProducer,
         InflightLoadProducer,
         TokenProducer,
+        PredictedLatencyProducer,
+        TopologyExtractor,
     ),
     default=DEFAULT,
     every_profile=(RecentFailureFilter.TYPE,),

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 class QueueScorer:
     """Score (max q - q) / (max q - min q); 1 for all if all are equal.
 
-    q: requests waiting in the engine at its last scrape, shape (n,), requests. Being relative, the score tells a
-    queue of 1 from none as strongly as 100 from none; `load-aware-scorer` is the absolute one.
+    q: max(waiting + c - c0, 0), shape (n,), requests: those that waited in the engine at its last scrape, and how the
+    requests sent by this picker and not settled have changed since: c now, c0 when the engine was asked. Without that
+    change, which is ours, all requests of one scrape interval would go to the one shortest queue. Being relative, the score
+    tells a queue of 1 from none as strongly as 100 from none; `load-aware-scorer` is the absolute one.
     No parameters. Source: llm-d's queue-scorer.
     """
 
@@ -30,7 +32,13 @@ class QueueScorer:
 
     def score(self, cycle: Cycle) -> NDArray[np.float64]:
         """Return the scores, shape (n,)."""
-        return shortest_first(cycle.table.waiting[cycle.rows])
+        return shortest_first(since_scrape(cycle, cycle.table.waiting))
+
+
+def since_scrape(cycle: Cycle, scraped: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a count of requests that engines reported, with what has changed since by our own; shape (n,), at least 0."""
+    table, rows = cycle.table, cycle.rows
+    return np.maximum(scraped[rows] + (table.inflight[rows] - table.inflight_scraped[rows]), 0.0)
 
 
 def shortest_first(values: NDArray[np.float64]) -> NDArray[np.float64]:

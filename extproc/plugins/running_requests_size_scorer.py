@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from extproc.plugins.queue_scorer import shortest_first
+from extproc.plugins.queue_scorer import shortest_first, since_scrape
 from extproc.scheduling.framework import NoParams
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class RunningRequestsSizeScorer:
     """Score (max r - r) / (max r - min r); 1 for all if all are equal.
 
-    r: requests in the engine's batch at its last scrape, shape (n,), requests.
+    r: max(running + c - c0, 0), shape (n,), requests: the engine's batch at its last scrape, and how the requests of this
+    picker have changed since, as in queue-scorer.
     No parameters. Source: llm-d's running-requests-size-scorer.
     """
 
@@ -29,4 +30,4 @@ class RunningRequestsSizeScorer:
 
     def score(self, cycle: Cycle) -> NDArray[np.float64]:
         """Return the scores, shape (n,)."""
-        return shortest_first(cycle.table.running[cycle.rows])
+        return shortest_first(since_scrape(cycle, cycle.table.running))

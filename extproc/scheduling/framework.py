@@ -38,6 +38,7 @@ class Cycle(NamedTuple):
     draw: Draw
     trunk: int = 0  # blocks at the prefix's start from which earlier requests went on; 0 if not known
     engine_model: str = ""  # the name that goes to the engine; "": the one that the client asked for
+    peer: int | None = None  # row of the endpoint that another profile has chosen for this request
 
     def narrowed(self, keep: NDArray[np.bool_]) -> Cycle:
         """Return the cycle over the candidates that `keep` (shape (n,)) marks."""
