@@ -114,8 +114,7 @@ class ExactIndex:
     def restarted(self, row: int) -> None:
         """Forget what the engine in `row` held: it started anew."""
         for member in self._members.get(row, ()):
-            member.replica.reset()
-        self.changed(row)
+            member.perform(member.stream.restarted())
 
     def changed(self, row: int) -> None:
         """Bring the columns of `row` in step with its members."""

@@ -131,6 +131,13 @@ class Stream:
                 steps += self._advance(number, batch)
         return steps + self._release()
 
+    def restarted(self) -> list[Step]:
+        """Take that the engine is another one than before; the cluster says so."""
+        if self._next is None:
+            return []
+        self._stale = self.waiting
+        return [self._restarted()]
+
     def lost(self) -> list[Step]:
         """Take that a batch could not be read: what it changed is not known."""
         if self._next is None:

@@ -81,7 +81,7 @@ class Engine:
         keys = [[adapter] if adapter else None for _ in hashes]
         if salt:
             keys[0] = [*(keys[0] or ()), salt]
-        event = {
+        return {
             "type": "BlockStored",
             "block_hashes": hashes[first:],
             "parent_block_hash": hashes[first - 1] if first else None,
@@ -94,7 +94,6 @@ class Engine:
             "group_idx": group,
             **more,
         }
-        return event
 
     def removed(self, one, medium="GPU", group=0):
         self.copies[one, medium, group] -= 1
@@ -148,6 +147,24 @@ class Engine:
                 break
             depth += 1
         return depth
+
+    def move(self, move, which, tokens):
+        """Do one of the things that happen to an engine."""
+        on_gpu = sorted(one for one, medium, _group in self.copies if medium == "GPU")
+        if move in ("store", "lose") and tokens:
+            first = min(self.depth(tokens), len(tokens) // self.block_tokens - 1)
+            self.publish(self.stored(tokens, first=first), lose=move == "lose")
+        elif move == "remove" and on_gpu:
+            self.publish(self.removed(on_gpu[which % len(on_gpu)]))
+        elif move == "clear":
+            self.publish(self.cleared())
+        elif move == "restart":
+            self.restart()
+            self.index.restarted(self.member.row)
+        elif move == "connect":
+            self.connect()
+        elif move == "answer":
+            self.answer_all()
 
     def _perform(self, steps):
         self.asks += self.member.perform(steps)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extproc.kvcache import events
 from tests.kvcache.builders import Engine, an_index, held, matched, prompt
 
 
@@ -285,8 +286,6 @@ def test_a_repeated_batch_changes_nothing():
     engine = Engine(index)
     engine.publish(engine.stored(range(4)))
     number, payload = engine.past[0]
-    from extproc.kvcache import events
-
     assert engine.member.stream.take(number, events.read(payload)) == []
     assert index.stream_counts.duplicates == 1
 
@@ -361,7 +360,7 @@ def test_the_bound_of_memory_holds_and_what_is_used_stays():
 MOVES = st.lists(
     st.tuples(
         st.sampled_from(
-            ("store", "store", "store", "remove", "remove", "clear", "restart", "lose", "connect", "answer", "tier")
+            ("store", "store", "store", "remove", "remove", "clear", "restart", "lose", "connect", "answer")
         ),
         st.integers(0, 2),
         st.integers(0, 11),
@@ -384,23 +383,7 @@ def test_the_match_is_what_the_engines_hold_whatever_happens(moves, block_tokens
         engine = engines[row]
         tokens = PROMPTS[which][: length * 4]
         tokens = tokens[: len(tokens) // block_tokens * block_tokens]
-        held_now = [key for key in engine.copies if key[1] == "GPU"]
-        if move in ("store", "lose") and tokens:
-            first = min(engine.depth(tokens), len(tokens) // block_tokens - 1)
-            while first and not engine.copies[engine.hashes(tokens)[first - 1], "GPU", 0]:
-                first -= 1
-            engine.publish(engine.stored(tokens, first=first), lose=move == "lose")
-        elif move == "remove" and held_now:
-            engine.publish(engine.removed(sorted(held_now)[which % len(held_now)][0]))
-        elif move == "clear":
-            engine.publish(engine.cleared())
-        elif move == "restart":
-            engine.restart()
-            index.restarted(row)
-        elif move == "connect":
-            engine.connect()
-        elif move == "answer":
-            engine.answer_all()
+        engine.move(move, which, tokens)
     for engine in engines:
         engine.publish()
         engine.answer_all()
