@@ -39,12 +39,8 @@ def chain(ids: TokenIds, previous: int, block_tokens: int, most: int | None = No
         full = most
     size = block_tokens * _ID_BYTES
     digest = xxh3_64_intdigest
-    hashes: list[int] = []
-    add = hashes.append
-    for (block,) in Struct(f"{size}s").iter_unpack(packed(ids).view(np.uint8).data[: full * size]):
-        previous = digest(block, previous)
-        add(previous)
-    return hashes
+    blocks = Struct(f"{size}s").iter_unpack(packed(ids).view(np.uint8).data[: full * size])
+    return [previous := digest(block, previous) for (block,) in blocks]
 
 
 def packed(ids: Sequence[int] | TokenIds) -> TokenIds:
