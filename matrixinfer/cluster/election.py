@@ -120,6 +120,9 @@ class Elector:
     def _tell(self) -> None:
         if self.leads is not self._led:
             self._led = self.leads
-            holder = self._candidate.holder or "nobody"
-            log.info("this process leads" if self._led else "this process does not lead any more; %s does", holder)
+            lease, holder = self._candidate.name, self._candidate.holder or "nobody"
+            if self._led:
+                log.info("lease %s: this process leads", lease)
+            else:
+                log.info("lease %s: this process does not lead any more; the last holder known is %s", lease, holder)
             self._changed(self._led)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,20 @@ def plane(crd_files):
         pytest.skip(str(missing))
 
 
-@pytest.fixture
-def own_plane(crd_files):
-    """An API server for one test, which may stop it."""
+@contextlib.contextmanager
+def own_control_plane(*options, crds=()):
+    """Run an API server that a test may stop; skips where there is none."""
     try:
-        with control_plane.kubetest(crds=crd_files) as plane:
+        with control_plane.kubetest(*options, crds=crds) as plane:
             yield plane
     except control_plane.Missing as missing:
         pytest.skip(str(missing))
+
+
+@pytest.fixture
+def own_plane():
+    with own_control_plane() as plane:
+        yield plane
 
 
 def official_client(plane) -> official.ApiClient:
@@ -117,8 +124,8 @@ async def other_namespace(namespaces) -> str:
     return await namespaces()
 
 
-def access(plane, **options: Any) -> credentials.Access:
-    return credentials.kubeconfig(str(plane.kubeconfig), **options)
+def access(plane, *, context: str = "", **changes: Any) -> credentials.Access:
+    return replace(credentials.kubeconfig(str(plane.kubeconfig), context=context), **changes)
 
 
 @pytest.fixture
