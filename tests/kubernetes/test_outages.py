@@ -89,7 +89,8 @@ async def test_a_history_that_is_gone_is_listed_again():
 
 
 async def compact(plane, revision: str) -> None:
-    async with aiohttp.ClientSession() as http, http.post(
-        f"{plane.said['etcd']}/v3/kv/compaction", json={"revision": revision, "physical": True}
-    ) as answer:
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{plane.said['etcd']}/v3/kv/compaction", json={"revision": revision, "physical": True}) as answer,
+    ):
         assert answer.status == 200, await answer.text()

@@ -1,0 +1,126 @@
+"""Two controllers, the leader frozen past its lease and woken: the audit log of the API server shows one writer at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kubernetes import control_plane
+from tests.kubernetes.conftest import own_control_plane
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+POLICY = """
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: Request
+  verbs: [create, update]
+  resources: [{group: coordination.k8s.io, resources: [leases]}]
+  namespaces: [default]
+- level: Metadata
+  verbs: [patch]
+  resources: [{group: "", resources: [configmaps]}]
+  namespaces: [default]
+- level: None
+"""
+
+
+@dataclass
+class Writer:
+    name: str
+    process: asyncio.subprocess.Process
+    leads: bool = False
+
+    async def listen(self) -> None:
+        while line := await self.process.stdout.readline():
+            self.leads = line == b"leads\n"
+
+    def freeze(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
+@contextlib.asynccontextmanager
+async def writing(plane, name: str):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.kubernetes.writer", str(plane.kubeconfig), name,
+        cwd=control_plane.ROOT, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    writer = Writer(name, process)
+    listening = asyncio.create_task(writer.listen())
+    try:
+        yield writer
+    finally:
+        process.kill()
+        await process.wait()
+        await listening
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - other processes
+            await asyncio.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A write that the server carried out: who asked, when it came in, when it was done; whom a lease's write made the holder."""
+
+    who: str
+    received: datetime
+    done: datetime
+    holder: str | None
+
+
+def carried_out(log: Path) -> list[Request]:
+    found = []
+    for line in log.read_text().splitlines():
+        event = json.loads(line)
+        if event["stage"] != "ResponseComplete" or not 200 <= event["responseStatus"]["code"] < 300:
+            continue
+        held = event.get("requestObject", {}).get("spec", {}).get("holderIdentity")
+        times = (datetime.fromisoformat(event[name]) for name in ("requestReceivedTimestamp", "stageTimestamp"))
+        found.append(Request(event["userAgent"], *times, held))
+    return sorted(found, key=lambda request: request.received)
+
+
+@pytest.mark.timeout(180)
+async def test_a_leader_that_was_frozen_past_its_lease_never_writes_beside_the_next(tmp_path):
+    policy, log = tmp_path / "policy.yaml", tmp_path / "audit.log"
+    policy.write_text(POLICY)
+    audit = (f"--apiserver=--audit-policy-file={policy}", f"--apiserver=--audit-log-path={log}")
+    with own_control_plane(*audit, "--apiserver=--audit-log-mode=blocking") as plane:
+        async with writing(plane, "one") as one, writing(plane, "two") as two:
+            for _ in range(4):
+                await until(lambda: one.leads or two.leads)
+                leader, other = (one, two) if one.leads else (two, one)
+                await asyncio.sleep(0.3)
+                leader.freeze()
+                await until(lambda other=other: other.leads)
+                leader.thaw()
+                await until(lambda leader=leader: not leader.leads)
+        requests = carried_out(log)
+
+    writes = [request for request in requests if request.holder is None]
+    terms = [request for request in requests if request.holder is not None]
+    changes = [after for before, after in itertools.pairwise(terms) if before.holder != after.holder]
+    assert len(changes) >= 4
+    assert {request.who for request in writes} == {"one", "two"}
+    for change in changes:  # all that others wrote was done before the lease changed hands
+        late = [item for item in writes if item.who != change.holder and item.done >= change.received]
+        again = min((item.received for item in changes if item.received > change.received), default=None)
+        assert [item for item in late if again is None or item.received < again] == []
