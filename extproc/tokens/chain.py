@@ -47,7 +47,7 @@ def packed(ids: Sequence[int] | TokenIds) -> TokenIds:
     """Return ids as the chain hashes them: little-endian, contiguous. Raises ValueError for what is no token id."""
     try:
         return np.ascontiguousarray(ids, dtype="<u4")
-    except (OverflowError, TypeError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"not token ids: {error}") from error
 
 
