@@ -6,20 +6,24 @@ from typing import Final
 
 from extproc.plugins.active_request_scorer import ActiveRequestScorer
 from extproc.plugins.always_disagg_pd_decider import AlwaysDisaggPdDecider
+from extproc.plugins.anthropic_parser import AnthropicParser
 from extproc.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProducer
 from extproc.plugins.bounded_load_filter import BoundedLoadFilter
 from extproc.plugins.by_label import ByLabel
 from extproc.plugins.by_label_selector import ByLabelSelector
 from extproc.plugins.context_length_aware import ContextLengthAware
+from extproc.plugins.core_metrics_extractor import CoreMetricsExtractor
 from extproc.plugins.decode_filter import DecodeFilter
 from extproc.plugins.disagg_headers_handler import DisaggHeadersHandler
 from extproc.plugins.disagg_profile_handler import DisaggProfileHandler
 from extproc.plugins.dynamo_cost_scorer import DynamoCostScorer
 from extproc.plugins.encode_filter import EncodeFilter
+from extproc.plugins.endpoint_notification_source import EndpointNotificationSource
 from extproc.plugins.header_label_affinity_scorer import HeaderLabelAffinityScorer
 from extproc.plugins.inflight_load_producer import InflightLoadProducer
 from extproc.plugins.kv_cache_utilization_scorer import KvCacheUtilizationScorer
 from extproc.plugins.label_selector_filter import LabelSelectorFilter
+from extproc.plugins.lacking import LACKING
 from extproc.plugins.latency_scorer import LatencyScorer
 from extproc.plugins.least_latency_scorer import LeastLatencyScorer
 from extproc.plugins.least_request_filter import LeastRequestFilter
@@ -29,10 +33,16 @@ from extproc.plugins.load_aware_scorer import LoadAwareScorer
 from extproc.plugins.lora_affinity_filter import LoraAffinityFilter
 from extproc.plugins.lora_affinity_scorer import LoraAffinityScorer
 from extproc.plugins.max_score_picker import MaxScorePicker
+from extproc.plugins.metrics_data_source import MetricsDataSource
+from extproc.plugins.models_data_extractor import ModelsDataExtractor
+from extproc.plugins.models_data_source import ModelsDataSource
 from extproc.plugins.never_disagg_pd_decider import NeverDisaggPdDecider
 from extproc.plugins.no_hit_lru_scorer import NoHitLruScorer
+from extproc.plugins.openai_parser import OpenaiParser
 from extproc.plugins.pd_profile_handler import PdProfileHandler
 from extproc.plugins.power_of_two_picker import PowerOfTwoPicker
+from extproc.plugins.precise_prefix_cache_producer import PrecisePrefixCacheProducer
+from extproc.plugins.precise_prefix_cache_scorer import PrecisePrefixCacheScorer
 from extproc.plugins.predicted_latency_producer import PredictedLatencyProducer
 from extproc.plugins.prefill_filter import PrefillFilter
 from extproc.plugins.prefill_header_handler import PrefillHeaderHandler
@@ -47,6 +57,7 @@ from extproc.plugins.round_robin_picker import RoundRobinPicker
 from extproc.plugins.running_requests_size_scorer import RunningRequestsSizeScorer
 from extproc.plugins.session_affinity_filter import SessionAffinityFilter
 from extproc.plugins.session_affinity_scorer import SessionAffinityScorer
+from extproc.plugins.sglanghttp_parser import SglanghttpParser
 from extproc.plugins.single_profile_handler import SingleProfileHandler
 from extproc.plugins.slo_headroom_tier_filter import SloHeadroomTierFilter
 from extproc.plugins.token_load_scorer import TokenLoadScorer
@@ -55,6 +66,7 @@ from extproc.plugins.topology_affinity_filter import TopologyAffinityFilter
 from extproc.plugins.topology_affinity_scorer import TopologyAffinityScorer
 from extproc.plugins.topology_extractor import TopologyExtractor
 from extproc.plugins.utilization_filter import UtilizationFilter
+from extproc.plugins.vllmhttp_parser import VllmhttpParser
 from extproc.plugins.weighted_random_picker import WeightedRandomPicker
 from extproc.scheduling.config import Catalogue
 
@@ -118,6 +130,7 @@ BUILTIN: Final = Catalogue(
         LeastLatencyScorer,
         LatencyScorer,
         PrefixCacheScorer,
+        PrecisePrefixCacheScorer,
         NoHitLruScorer,
         LmetricScorer,
         DynamoCostScorer,
@@ -142,12 +155,23 @@ BUILTIN: Final = Catalogue(
         ApproxPrefixCacheProducer,
         InflightLoadProducer,
         TokenProducer,
+        PrecisePrefixCacheProducer,
         PredictedLatencyProducer,
         TopologyExtractor,
+        MetricsDataSource,
+        CoreMetricsExtractor,
+        ModelsDataSource,
+        ModelsDataExtractor,
+        EndpointNotificationSource,
+        OpenaiParser,
+        AnthropicParser,
+        VllmhttpParser,
+        SglanghttpParser,
     ),
     default=DEFAULT,
     every_profile=(RecentFailureFilter.TYPE,),
     picker=MaxScorePicker.TYPE,
     handler=SingleProfileHandler.TYPE,
     producer=ApproxPrefixCacheProducer.TYPE,
+    lacking=LACKING,
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-
-from extproc.scheduling.framework import NoParams
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,15 +21,23 @@ class LmetricScorer:
     as engines do, for a cost of 0 would make all endpoints that hold everything alike, however busy. c: requests sent by this
     picker and not settled, shape (n,), exact at every moment; with this one, the batch.
     Only the order of the costs is the paper's; the score keeps it, and their ratio for whoever draws by weight. Meant to
-    stand alone before max-score-picker. No parameters: that is its point.
-    Source: Zhang et al., "LMetric: Simple is Better - Multiplication May Be All You Need for LLM Request Scheduling",
+    stand alone before max-score-picker. Nothing to tune: that is its point. (Upstream scales the costs between the least and
+    the greatest, with the same order.)
+    `prefixMatchInfoProducerName`, `inFlightLoadProducerName`: there is one of each, so they can be named, not chosen.
+    Source: llm-d's lmetric-scorer; Zhang et al., "LMetric: Simple is Better - Multiplication May Be All You Need for LLM Request Scheduling",
     arXiv 2603.15202, 2026.
     """
 
     TYPE = "lmetric-scorer"
-    Params = NoParams
 
-    def __init__(self, params: NoParams) -> None:
+    @dataclass(frozen=True, slots=True)
+    class Params:
+        """Upstream's parameters."""
+
+        prefix_match_info_producer_name: str = ""
+        in_flight_load_producer_name: Literal["", "inflight-load-producer"] = ""
+
+    def __init__(self, params: Params) -> None:
         self.params = params
 
     def score(self, cycle: Cycle) -> NDArray[np.float64]:

@@ -25,17 +25,18 @@ class NoHitLruScorer:
     and share rank 0. One candidate alone scores 1. Every choice counts, of a request with a hit, too: what is evened
     out is the work, not the misses (upstream counts the misses only, and takes equal matches for a hit).
     `minTrunkShare` 0, `minTrunkTokens` 64 (of ours): as in prefix-cache-scorer; give both plugins the same values.
-    Memory is one number for each row of the endpoint table, so upstream's `lruSize` has nothing to bound and is no
-    parameter. `prefixMatchInfoProducerName` as in prefix-cache-scorer. Source: llm-d's no-hit-lru-scorer.
+    `lruSize` 1024: upstream's; so many endpoints at least are remembered, for memory is one number for each row of the
+    endpoint table and needs no bound. `prefixMatchInfoProducerName` as in prefix-cache-scorer. Source: llm-d's no-hit-lru-scorer.
     """
 
     TYPE = "no-hit-lru-scorer"
 
     @dataclass(frozen=True, slots=True)
     class Params:
-        """One parameter of upstream's, two of ours."""
+        """Upstream's parameters, and two of ours."""
 
         prefix_match_info_producer_name: str = ""
+        lru_size: int = parameter(1024, minimum=1)
         min_trunk_share: float = parameter(0.0, minimum=0, maximum=1)
         min_trunk_tokens: int = parameter(64, minimum=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from extproc.scheduling.framework import parameter
 
@@ -10,7 +11,7 @@ from extproc.scheduling.framework import parameter
 class PredictedLatencyProducer:
     """Named in upstream's configurations; here settled requests teach the table for every profile, in the picker itself.
 
-    Upstream's other parameters steer its prediction service, and are unknown here. `streamingMode` false: upstream's; both
+    Upstream's other parameters steer its prediction service, and are refused. `streamingMode` false: upstream's; both
     kinds of answers are learned from, each for what it tells, so that either value describes this picker.
     Source: llm-d's predicted-latency-producer; what is learned is in `extproc/scheduling/latency.py`.
     """
@@ -20,6 +21,11 @@ class PredictedLatencyProducer:
     @dataclass(frozen=True, slots=True)
     class Params:
         """One of upstream's parameters."""
+
+        LACKS: ClassVar = dict.fromkeys(
+            ("sloBufferFactor", "contextTTL", "endpointRoleLabel", "predictInProduce", "useEncoderCacheFeatures"),
+            "it steers llm-d's prediction service, which is not asked here",
+        )
 
         streaming_mode: bool = parameter(default=False)
 

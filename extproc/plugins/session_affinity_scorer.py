@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import numpy as np
 from xxhash import xxh3_128_digest
@@ -64,6 +64,11 @@ class SessionIdConfig:
 @dataclass(frozen=True, slots=True)
 class SessionAffinityParams:
     """Upstream's parameters, of which one strategy is refused; `cookie` is ours."""
+
+    LACKS: ClassVar = {
+        "headerName": "name the header in sessionIdConfig.sources, with `strategy: session_id`",
+        "profileName": "each plugin remembers the decisions of the profile that it stands in",
+    }
 
     strategy: Literal["encoded_endpoint_header", "session_id"] = "encoded_endpoint_header"
     session_id_config: SessionIdConfig = SessionIdConfig()

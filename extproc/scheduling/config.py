@@ -18,26 +18,15 @@ from typing import Any, Final
 import yaml
 
 from extproc import errors
-from extproc.scheduling import parameters
+from extproc.scheduling import parameters, sections
 from extproc.scheduling.disaggregation import Disaggregation, Settings
 from extproc.scheduling.parameters import fault, named, near
 from extproc.scheduling.scheduler import Profile, Scheduler
 
-API_VERSIONS: Final = ("llm-d.ai/v1alpha1", "inference.networking.x-k8s.io/v1alpha1")
+API_VERSIONS: Final = ("llm-d.ai/v1alpha1", "llm-d.ai/v1", "inference.networking.x-k8s.io/v1alpha1")
 KIND: Final = "EndpointPickerConfig"
 
 _DOCUMENT: Final = ("apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles")
-# Upstream's other sections, and what stands in their place here.
-_ELSEWHERE: Final = MappingProxyType(
-    {
-        "dataLayer": "engines' metrics are always scraped, and endpoints come from ModelServers",
-        "data": "engines' metrics are always scraped, and endpoints come from ModelServers",
-        "requestHandler": "request formats are recognised by their path",
-        "parser": "request formats are recognised by their path",
-        "flowControl": "requests are not queued here",
-        "saturationDetector": "use a filter such as least-request-filter in a scheduling profile",
-    }
-)
 # Upstream's feature gates: the value that describes this picker.
 _GATES: Final = MappingProxyType(
     {"flowControl": False, "haPopulateNonLeaderDatastore": True, "prepareDataPlugins": True}
@@ -54,6 +43,7 @@ class Catalogue:
     picker: str  # of a profile without one
     handler: str  # where there is none
     producer: str  # whose parameters are the prefix index's
+    lacking: Mapping[str, str] = field(default_factory=dict)  # types that others have: what stands in their place
 
     def type(self, name: str) -> type[Any] | None:
         """Return the plugin type called `name`."""
@@ -147,6 +137,7 @@ class _Reader:
         self._catalogue = catalogue
         self._problems: list[tuple[str, str]] = []
         self._specs: dict[str, PluginSpec] = {}
+        self._refused: set[str] = set()  # names of plugins that are told already, and may be referred to
 
     def read(self, document: object) -> Config:
         """Return the configuration or raise one ConfigError for all problems."""
@@ -155,6 +146,7 @@ class _Reader:
         if given.get("plugins") in (None, []) and given.get("schedulingProfiles") in (None, []):
             given = {**given, **{key: self._catalogue.default[key] for key in ("plugins", "schedulingProfiles")}}
         self._plugins(given.get("plugins"))
+        sections.check(given, self._serves, self._problem)
         profiles = self._profiles(given.get("schedulingProfiles"))
         chosen, prefill, disaggregated = self._chosen(profiles)
         prefix = self._prefix()
@@ -167,11 +159,8 @@ class _Reader:
         for key, known in (("apiVersion", API_VERSIONS), ("kind", (KIND,))):
             if document.get(key) not in known:
                 self._problem(key, f"must be {' or '.join(known)}, not {named(document.get(key))}")
-        for key, value in document.items():
-            if key in _ELSEWHERE:
-                if value:
-                    self._problem(key, f"is not supported: {_ELSEWHERE[key]}; remove this section")
-            elif key not in _DOCUMENT:
+        for key in document:
+            if key not in _DOCUMENT and key not in sections.NAMES:
                 self._problem(str(key), f"unknown key{near(key, _DOCUMENT)}")
         for at, gate in enumerate(self._list("featureGates", document.get("featureGates"))):
             self._gate(f"featureGates[{at}]", gate)
@@ -192,8 +181,7 @@ class _Reader:
             type_name = given.get("type")
             plugin = self._catalogue.type(type_name) if isinstance(type_name, str) else None
             if plugin is None:
-                what = f"unknown plugin type {named(type_name)}" if type_name else "is required"
-                self._problem(f"{path}.type", what + near(type_name, [one.TYPE for one in self._catalogue.types]))
+                self._problem(f"{path}.type", self._unknown_type(type_name))
             name = given.get("name") or type_name
             if not isinstance(name, str):
                 if plugin is not None:
@@ -203,6 +191,21 @@ class _Reader:
                 self._problem(f"{path}.name", f"another plugin is called {name}, too; give each its own name")
             if plugin is not None:
                 self._specs.setdefault(name, self._spec(name, plugin, f"{path}.parameters", given.get("parameters")))
+            else:
+                self._refused.add(name)
+
+    def _unknown_type(self, name: object) -> str:
+        if isinstance(name, str) and name in self._catalogue.lacking:
+            return f"{name} is not supported: {self._catalogue.lacking[name]}"
+        what = f"unknown plugin type {named(name)}" if name else "is required"
+        return what + near(name, [one.TYPE for one in self._catalogue.types])
+
+    def _serves(self, name: str) -> str | None:
+        """Say what a declared plugin serves as in a section, "" for one that is refused already; None: not declared."""
+        if name in self._specs:
+            plugin = self._specs[name].type
+            return getattr(plugin, "SERVES", "") or _role(plugin)
+        return "" if name in self._refused else None
 
     def _spec(self, name: str, plugin: type[Any], path: str, value: object) -> PluginSpec:
         given = {} if value is None else value
@@ -255,6 +258,8 @@ class _Reader:
     def _referenced(self, path: str, name: object) -> PluginSpec | None:
         if isinstance(name, str) and name in self._specs:
             return self._specs[name]
+        if isinstance(name, str) and name in self._refused:
+            return None
         if name is None:
             self._problem(path, "is required")
         elif isinstance(name, str) and self._catalogue.type(name):

@@ -39,7 +39,7 @@ def read(kind: type[Any], value: object, path: str, report: Report, *, owner: st
     for key, given in value.items():
         one = known.get(str(key))
         if one is None:
-            fault(f"{path}.{key}", f"unknown parameter{near(key, known) if known else f'; {owner} takes none'}")
+            fault(f"{path}.{key}", _stranger(kind, str(key), known, owner))
         else:
             values[one.name] = _value(hints[one.name], given, f"{path}.{key}", fault, one.metadata)
     for key, one in known.items():
@@ -52,6 +52,14 @@ def read(kind: type[Any], value: object, path: str, report: Report, *, owner: st
     except (ValueError, TypeError) as error:
         fault(path, str(error))
         return None
+
+
+def _stranger(kind: type[Any], key: str, known: Collection[str], owner: str) -> str:
+    """Say what is wrong with a parameter that is not there: `LACKS` of the Params may name it, with the reason."""
+    lacks: Mapping[str, str] = getattr(kind, "LACKS", {})
+    if key in lacks:
+        return f"is not supported: {lacks[key]}"
+    return f"unknown parameter{near(key, known) if known else f'; {owner} takes none'}"
 
 
 def unreadable(kind: type[Any]) -> str:

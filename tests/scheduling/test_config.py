@@ -134,7 +134,7 @@ def test_a_whole_number_will_do_where_a_number_is_wanted():
     [
         (
             {"apiVersion": "v1"},
-            "apiVersion: must be llm-d.ai/v1alpha1 or inference.networking.x-k8s.io/v1alpha1, not 'v1'",
+            "apiVersion: must be llm-d.ai/v1alpha1 or llm-d.ai/v1 or inference.networking.x-k8s.io/v1alpha1, not 'v1'",
         ),
         ({"kind": None}, "kind: must be EndpointPickerConfig, not nothing"),
         ({"plugin": []}, "plugin: unknown key; did you mean plugins?"),
@@ -145,7 +145,7 @@ def test_a_whole_number_will_do_where_a_number_is_wanted():
             {"plugins": [{"type": "que-scorer"}]},
             "plugins[0].type: unknown plugin type 'que-scorer'; did you mean queue-scorer",
         ),
-        ({"plugins": [{"type": "latency-scorer"}]}, "We have: recent-failure-filter, least-request-filter"),
+        ({"plugins": [{"type": "latency-scores"}]}, "We have: recent-failure-filter, least-request-filter"),
         (
             {"plugins": [{"type": "queue-scorer", "parameter": {}}]},
             "plugins[0].parameter: unknown key; did you mean parameters?",
@@ -204,8 +204,31 @@ def test_a_whole_number_will_do_where_a_number_is_wanted():
             {"plugins": [{"type": "single-profile-handler"}, {"type": "single-profile-handler", "name": "b"}]},
             "there can be one profile handler only, not single-profile-handler, b",
         ),
-        ({"dataLayer": {"sources": []}}, "dataLayer: is not supported: engines' metrics are always scraped"),
-        ({"requestHandler": {"parsers": [{"pluginRef": "openai-parser"}]}}, "requestHandler: is not supported"),
+        (
+            {"dataLayer": {"injectDefaults": False}},
+            "dataLayer.injectDefaults: must be true: engines' metrics are always",
+        ),
+        (
+            {"dataLayer": {"discovery": {"pluginRef": "x"}}},
+            "dataLayer.discovery: is not supported: endpoints come from",
+        ),
+        ({"dataLayer": {"source": []}}, "dataLayer.source: unknown key; did you mean sources"),
+        ({"dataLayer": {"sources": [{}]}}, "dataLayer.sources[0].pluginRef: is required"),
+        ({"data": 3}, "data: must be a mapping, not 3"),
+        (
+            {"plugins": [{"type": "queue-scorer"}], "dataLayer": {"sources": [{"pluginRef": "queue-scorer"}]}},
+            "dataLayer.sources[0].pluginRef: queue-scorer is no data source",
+        ),
+        (
+            {"requestHandler": {"parsers": [{"pluginRef": "openai-parser"}]}},
+            "requestHandler.parsers[0].pluginRef: no plugin is called 'openai-parser'; add it to `plugins`",
+        ),
+        ({"parser": "openai-parser"}, "parser: must be a mapping, not 'openai-parser'"),
+        (
+            {"plugins": [{"type": "gpu-usage"}]},
+            "plugins[0].type: gpu-usage is not supported: it is Kthena's name of kv-cache",
+        ),
+        ({"plugins": [{"type": "metrics-data-source", "parameters": {"insecureSkipVerify": False}}]}, "must be true"),
         ({"flowControl": {"maxBytes": 1}}, "flowControl: is not supported"),
         ({"saturationDetector": {"queueDepthThreshold": 5}}, "saturationDetector: is not supported"),
         ({"featureGates": ["flowControl"]}, "featureGates[0]: flowControl cannot be true in this picker"),
