@@ -129,6 +129,9 @@ class ModelTokenizer:
             return self._chat(request.api, body)
         except TemplateFault as fault:
             raise Fault("template", str(fault)) from fault
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            # A body is whatever a client sent. What does not have the API's shape, the engine answers with a 400.
+            raise Fault("body", f"{type(error).__name__}: {error}") from error
 
     def around(self, ids: TokenIds, prompt: Prompt) -> TokenIds:
         """Return `ids` with the special tokens that belong around them."""
@@ -269,9 +272,11 @@ def _around(
 ) -> tuple[TokenIds, TokenIds]:
     """Return the ids that the tokenizer puts before and after a text when asked for special tokens."""
     if "add_bos_token" in settings or "add_eos_token" in settings:  # transformers puts a post-processor of its own then
-        bos = settings.get("add_bos_token") and tokenizer.token_to_id(special.get("bos_token", ""))
-        eos = settings.get("add_eos_token") and tokenizer.token_to_id(special.get("eos_token", ""))
-        return packed([bos] if bos not in (None, False) else []), packed([eos] if eos not in (None, False) else [])
+        bos, eos = (
+            tokenizer.token_to_id(special.get(f"{name}_token", "")) if settings.get(f"add_{name}_token") else None
+            for name in ("bos", "eos")
+        )
+        return packed([] if bos is None else [bos]), packed([] if eos is None else [eos])
     bare = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     full = tokenizer.encode(_PROBE, add_special_tokens=True).ids
     for at in range(len(full) - len(bare) + 1):
