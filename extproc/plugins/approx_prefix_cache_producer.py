@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from extproc.scheduling.framework import parameter
 
@@ -25,6 +26,11 @@ class ApproxPrefixCacheProducer:
     @dataclass(frozen=True, slots=True)
     class Params:
         """Upstream's parameters."""
+
+        LACKS: ClassVar = {
+            "prefixHashSource": "blocks are hashed here, from the request itself; remove it",
+            "blockSize": "it is called blockSizeTokens",
+        }
 
         auto_tune: bool = False
         block_size_tokens: int = parameter(16, minimum=1, maximum=4096)
