@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ class Wanted:
     recorded: Mapping[str, int] = field(
         default_factory=dict
     )  # instances of each role that all groups are known to have had
+
+    def at(self, current: Shape) -> Wanted:
+        """Give the same with another current shape."""
+        return replace(self, current=current)
 
     def shape(self, revision: str) -> Shape:
         """Give the shape of a revision; that of the spec if nothing is known of it."""

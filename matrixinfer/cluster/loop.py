@@ -229,8 +229,8 @@ class Loop:
     async def _perform(self, action: Action) -> None:
         name = self._controller.name
         match action:
-            case Apply(kind, manifest, force):
-                await self._cluster.apply(kind, manifest, manager=name, force=force)
+            case Apply(kind, manifest, force, manager):
+                await self._cluster.apply(kind, manifest, manager=manager or name, force=force)
             case ApplyStatus(kind, manifest, force):
                 with contextlib.suppress(NotFound):  # deleted meanwhile: there is no status to write
                     await self._cluster.apply_status(kind, manifest, manager=name, force=force)

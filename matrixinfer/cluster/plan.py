@@ -11,11 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Make the object have these fields, as the loop's manager; fields named before and not now go."""
+    """Make the object have these fields, as the loop's manager or another; fields it named before and not now go."""
 
     kind: Kind
     manifest: Manifest
     force: bool = True  # a controller is the authority on what it applies
+    manager: str = ""  # "": the loop's; another one owns what it names apart from what the loop's has applied
 
 
 @dataclass(frozen=True, slots=True)

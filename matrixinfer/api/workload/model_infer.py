@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
-from matrixinfer.api.meta import INT32, INT64, Conditions, Items, ObjectMeta, Owned, Rule, Status
+from matrixinfer.api.meta import INT32, INT64, Condition, Items, ObjectMeta, Owned, Rule, Status
 from matrixinfer.api.names import dns_1035_label
 from matrixinfer.api.workload.amounts import Amount, is_zero, resolve_up
 from matrixinfer.api.workload.names import pod_name
@@ -367,6 +367,17 @@ class RoleStatus(Status):
     ] = 0
 
 
+_Conditions = Annotated[
+    Items[Condition],
+    Field(
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        description="Accepted, Available, Progressing, UpdateInProgress and Degraded: whether each holds, and if something "
+        "is wrong, what to change.",
+    ),
+]
+
+
 class ModelInferStatus(Status):
     """What the controller found."""
 
@@ -387,7 +398,7 @@ class ModelInferStatus(Status):
         str, Field(max_length=1024, description="Selects one pod of each group, for autoscalers.")
     ] = ""
     roles: Annotated[Items[RoleStatus], Field(max_length=4, description="The same by role.")] = ()
-    conditions: Conditions = ()
+    conditions: _Conditions = ()
 
 
 def _names_fit(infer: ModelInfer) -> bool:

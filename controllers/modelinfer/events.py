@@ -1,0 +1,64 @@
+"""What users of a ModelInfer are told as it happens: one Event for each role and thing done, however many pods it is about. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+from matrixinfer.api import workload
+from matrixinfer.cluster.plan import Emit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from controllers.modelinfer.plan import Steps
+    from controllers.modelinfer.shapes import InstanceKey, Wanted
+    from matrixinfer.cluster.protocol import Manifest
+
+_NAMED: Final = 5  # instances that a message names
+_WHY: Final = {"Update": "for the update", "ScaleDown": "to scale down", "Recovery": "to recover"}
+
+
+def told(manifest: Manifest, wanted: Wanted, steps: Steps, counts: Mapping[str, Any]) -> Iterator[Emit]:
+    """Give the Events about these steps, and about roles of which every instance has become ready."""
+    name = manifest["metadata"]["name"]
+    for role, keys in _by_role(
+        removal.pod.instance for removal in steps.delete if removal.reason != "Recovery"
+    ).items():
+        reasons = {removal.reason for removal in steps.delete if removal.pod.instance in set(keys)}
+        why = ", ".join(sorted(_WHY[reason] for reason in reasons))
+        yield Emit(manifest, "RoleDeleting", f"Deleting {why}: {_listed(name, role, keys)}")
+    for removal in {removal.message: removal for removal in steps.delete if removal.reason == "Recovery"}.values():
+        key = removal.pod.instance
+        where = f"{workload.role_id(key.role, key.index)} of {workload.group_name(name, key.group)}"
+        what = "the group" if wanted.recovery == "InferGroupRecreate" else where
+        yield Emit(manifest, "Recovering", f"{_capital(removal.message)}: {what} is made anew", "Warning")
+    for role, keys in _by_role(place.instance for place in steps.create).items():
+        yield Emit(manifest, "RoleCreating", f"Creating {_listed(name, role, keys)}")
+    before = {role["name"]: role for role in (manifest.get("status") or {}).get("roles", ())}
+    for role in counts["roles"]:
+        if _whole(wanted, role) and not _whole(wanted, before.get(role["name"], {})):
+            yield Emit(manifest, "RoleRunning", f"Role {role['name']}: all {role['readyReplicas']} instances are ready")
+
+
+def _whole(wanted: Wanted, role: Mapping[str, Any]) -> bool:
+    shape = wanted.update.role(role.get("name", ""))
+    return shape is not None and role["readyReplicas"] >= max(shape.replicas * wanted.replicas, 1)
+
+
+def _by_role(keys: Iterable[InstanceKey]) -> dict[str, list[InstanceKey]]:
+    found: defaultdict[str, dict[InstanceKey, None]] = defaultdict(dict)
+    for key in keys:
+        found[key.role][key] = None
+    return {role: sorted(listed) for role, listed in found.items()}
+
+
+def _listed(name: str, role: str, keys: list[InstanceKey]) -> str:
+    some = ", ".join(
+        f"{workload.role_id(role, key.index)} of {workload.group_name(name, key.group)}" for key in keys[:_NAMED]
+    )
+    return some + (f" and {len(keys) - _NAMED} more of role {role}" if len(keys) > _NAMED else "")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
