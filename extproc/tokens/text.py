@@ -3,7 +3,7 @@
 Block i's hash covers blocks 0..i: xxh3_64 of its bytes, seeded with the hash of block i-1. Two prefixes have the same
 hash at i exactly if they agree up to there (but for one chance in 2^64), so a chain is looked up block by block. The
 root separates what never shares a cache: the model as the engine knows it (a LoRA adapter is a model of its own) and
-the client's cache salt.
+the client's cache salt; and text from tokens.
 
 Blocks do not cross the end of a message: a message's last block is as long as what is left of it. The chain of a
 conversation's next turn therefore begins with the whole chain of the turn before, however short that was, and
@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from xxhash import xxh3_64_intdigest
 
+from extproc.tokens.chain import as_bytes
 from extproc.types import Prefix
 
 if TYPE_CHECKING:
     from extproc.types import InferenceRequest, Unread
 
+_TEXT: Final = 1  # seed of the root; that of tokens is 0
 _BYTES_PER_TOKEN: Final = 4  # English text, roughly
 _ROLE: Final = b'"role"'  # in a string its quotes would be escaped
 _GAP: Final = 64  # bytes looked at for a message's end
@@ -61,7 +63,7 @@ class TextBlocks:
         size = self.block_bytes
         blocks = Struct(f"{size}s")
         digest = xxh3_64_intdigest
-        previous = digest(_bytes(request.cache_salt), digest(_bytes(model)))
+        previous = digest(as_bytes(request.cache_salt), digest(as_bytes(model), _TEXT))
         hashes: list[int] = []
         add = hashes.append
         ends = message_ends(request.prefix)
@@ -110,8 +112,3 @@ def _end_near(prefix: bytes, key: int) -> int | None:
     gap = gap[:-1].rstrip()
     gap = gap[:-1].rstrip() if gap.endswith(b",") else b""
     return begin + len(gap) if gap.endswith(b"}") else None
-
-
-def _bytes(text: str) -> bytes:
-    """UTF-8, also of the lone surrogates that JSON's escapes can spell."""
-    return text.encode("utf-8", "surrogatepass")
