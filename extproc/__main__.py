@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 from aiohttp import web
 
-from extproc.adapters import admin, custom, logs, prefill, settings, telemetry
+from extproc.adapters import admin, custom, kv_metrics, logs, prefill, settings, telemetry
 from extproc.adapters.desk import Desk
 from extproc.adapters.errands import Errands
+from extproc.adapters.kv_events import KvEvents
 from extproc.adapters.scrape import Scraper
 from extproc.adapters.tokenizers import Tokenizers
 from extproc.adapters.transport import access_log, ext_proc, health, serving
@@ -56,6 +57,8 @@ _EXPIRE_EVERY_S: Final = 5.0
 _TOKENIZERS_S: Final = 30.0  # for reading them at the start; a large one takes a second
 _DRAIN_S: Final = 10.0
 _MAX_BODY: Final = 32 << 20  # a prompt of a million tokens is 4 to 6 MB; the rest is room for images
+_MEET_S: Final = 1.0  # for engines to say whether they publish KV events, before we are ready
+_REPLAY_S: Final = 10.0  # for those that do to tell what they hold
 _ENVELOPE: Final = 1 << 20  # headers and metadata around a body
 
 
@@ -104,9 +107,11 @@ class _Picker:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._settings = settings.Settings(args.config)
+        self._in_force = self._settings.current
         self._watch = custom.Watch()
         table = EndpointTable()
-        self._world = World(table, Pools(table), Ledger(table), _index(self._settings.current))
+        self._exact = settings.exact_index(self._settings.current, secret=secrets.randbits(64))
+        self._world = World(table, Pools(table), Ledger(table), _index(self._settings.current), self._exact)
         numbers, process = itertools.count(1), secrets.token_hex(4)
 
         def tickets() -> str:
@@ -128,6 +133,13 @@ class _Picker:
         feed = Feed(args.cluster_socket)
         self._stores = [Store(feed, kind) for kind in KINDS]
         self._synced = False
+        self._kv_events = KvEvents(
+            table,
+            self._exact,
+            self._view,
+            discovery=settings.discovery(self._settings.current),
+            base_models=self._view.base_models,
+        )
         self._scraper = Scraper(table, self._view, clock=time.monotonic, draw=draw)
         self._telemetry = telemetry.Telemetry(self._world, self._director.routes_know)
         self._errands = Errands()
@@ -142,6 +154,7 @@ class _Picker:
         self._telemetry.add_source(self._metrics)
         self._telemetry.add_source(self._watch.metrics)
         self._telemetry.add_source(lambda: self._tokenizers.metrics(self._token_counts))
+        self._telemetry.add_source(lambda: kv_metrics.metrics(self._exact, self._kv_events))
         self._telemetry.add_source(lambda: prefill.metrics(self._director.prefilling.counts, self._errands.calls))
 
     async def run(self) -> None:
@@ -158,6 +171,7 @@ class _Picker:
             for name, work in (
                 *((store.kind.plural, store.run) for store in self._stores),
                 ("scrape", self._scraper.run),
+                ("kv-events", self._kv_events.run),
                 ("config", lambda: self._settings.follow(self._use)),
                 ("expire", self._expire),
                 ("tokenizers", self._follow_tokenizers),
@@ -176,6 +190,8 @@ class _Picker:
         with suppress(TimeoutError):  # a volume that does not answer: begin with text blocks
             async with asyncio.timeout(_TOKENIZERS_S):
                 await self._tokenizers.look()
+        if not await self._kv_events.warm(meet_s=_MEET_S, replay_s=_REPLAY_S):
+            _LOG.info("serving before all engines have told what they hold")
         self._synced = True
 
     async def _serve(self, stop: asyncio.Event) -> None:
@@ -237,6 +253,9 @@ class _Picker:
         """Schedule by a new configuration; what is known of engines and prefixes stays."""
         self._world.index.resize(per_endpoint=current.prefix.lru_capacity_per_server, total=self._world.index.total)
         self._tokenizers.use(settings.tokens(current))
+        if settings.follow_exact(self._exact, before=self._in_force, after=current, secret=secrets.randbits(64)):
+            self._kv_events.use(settings.discovery(current))
+        self._in_force = current
         self._director.use_scheduler(
             config.build(current, self._watch.guarded),
             settings.token_blocks(current, self._tokenizers, self._token_counts),

@@ -24,10 +24,11 @@ from extproc.traffic.routes import RouteTable
 from extproc.types import Aside, Decision, Reply, Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator
 
     from numpy.typing import NDArray
 
+    from extproc.kvcache.exact import ExactIndex
     from extproc.kvcache.index import PrefixIndex
     from extproc.prefilling import Split, Told
     from extproc.scheduling.endpoints import EndpointTable
@@ -63,7 +64,8 @@ class World:
     table: EndpointTable
     pools: Pools
     ledger: Ledger
-    index: PrefixIndex
+    index: PrefixIndex  # learned from decisions
+    exact: ExactIndex | None = None  # what engines tell; None: nobody listens
 
 
 class Director:
@@ -120,7 +122,6 @@ class Director:
             prefix = yield from _read(prefix)
         if prefix.tokens is not None:
             request = request._replace(prompt_tokens=prefix.tokens)
-        chain = prefix.hashes
         body, usage = rewrite.rewritten(
             request, model=placement.model if placement.model != request.model else None, usage=self._ask_usage
         )
@@ -128,7 +129,7 @@ class Director:
 
         def fresh() -> Cycle:
             rows = self._candidates(request, placement)
-            return self._cycle(request, rows, chain, now=self._clock(), engine_model=placement.model)
+            return self._cycle(request, rows, prefix, now=self._clock(), engine_model=placement.model)
 
         server, how = self.routes.servers.get(placement.server), self._scheduler.disaggregation
         roles = self.prefilling.roles(placement.server, server, how)
@@ -140,7 +141,7 @@ class Director:
             asked = Asked(request, prefix, request.body if body is None else body, server, ticket, fresh)
             split = yield from self.prefilling.story(asked, how, roles, clock=self._clock, draw=self._draw)
             cycle, result, body = split.cycle, split.result, body if split.body is None else split.body
-        record = self._record(ticket, cycle, chain, placement=placement, result=result, split=split)
+        record = self._record(ticket, cycle, prefix, placement=placement, result=result, split=split)
         record.prefix = prefix._replace(hashes=())
         return Decision(
             ticket=record.sent.ticket,
@@ -177,10 +178,14 @@ class Director:
         """Forget what the endpoint in `row` had: it is gone, or another engine runs in its place."""
         self._world.ledger.release(row)
         self._world.index.forget(row)
+        if self._world.exact is not None:
+            self._world.exact.left(row)
 
     def endpoint_restarted(self, row: int) -> None:
         """Forget what the endpoint in `row` held in its cache."""
         self._world.index.forget(row)
+        if self._world.exact is not None:
+            self._world.exact.restarted(row)
 
     # ---- the steps
 
@@ -234,14 +239,19 @@ class Director:
         return np.array([row for row in rows.tolist() if address(row) in allowed], dtype=np.intp)
 
     def _cycle(
-        self, request: InferenceRequest, rows: NDArray[np.intp], chain: Sequence[int], *, now: float, engine_model: str
+        self, request: InferenceRequest, rows: NDArray[np.intp], prefix: Prefix, *, now: float, engine_model: str
     ) -> Cycle:
-        index = self._world.index
+        index, exact, chain = self._world.index, self._world.exact, prefix.hashes
+        matched, weighted, cached = index.match(chain, rows), None, None
+        if exact is not None and prefix.exact:
+            matched, weighted, cached = exact.held(chain, rows, tokens=prefix.tokens, learned=matched)
         return Cycle(
             request=request,
             table=self._world.table,
             rows=rows,
-            matched=index.match(chain, rows),
+            matched=matched,
+            weighted=weighted,
+            cached_tokens=cached,
             blocks=len(chain),
             now=now,
             draw=self._draw,
@@ -261,15 +271,18 @@ class Director:
         self,
         ticket: str,
         cycle: Cycle,
-        chain: Sequence[int],
+        prefix: Prefix,
         *,
         placement: Placement,
         result: Result,
         split: Split | None,
     ) -> Record:
         """Note the request as sent, and what its endpoint will hold."""
-        request = cycle.request
+        request, chain = cycle.request, prefix.hashes
         chosen = result.rows[0]
+        at = int(np.flatnonzero(cycle.rows == chosen)[0])
+        matched = int(cycle.matched[at])
+        cached = -1 if cycle.cached_tokens is None else int(cycle.cached_tokens[at])
         sent = Sent(
             ticket=ticket,
             request_id=request.id,
@@ -282,11 +295,14 @@ class Director:
             endpoints=result.addresses,
             prompt_tokens=request.prompt_tokens,
             blocks=cycle.blocks,
-            matched=int(cycle.matched[cycle.rows == chosen][0]),
+            matched=matched,
             at=cycle.now,
+            predicted_cached_tokens=None if cached < 0 else cached,
         )
         self._world.ledger.open(sent, chain, split.loan if split is not None else None)
         self._world.index.learn(chain, chosen)
+        if self._world.exact is not None and prefix.exact:
+            self._world.exact.expect(chain, chosen, held=matched, now=cycle.now)
         record = Record(sent, placement.rule, result.trace, prefill=split.told if split is not None else None)
         self.recent[sent.ticket] = record
         if len(self.recent) > self._remembered:
@@ -345,6 +361,7 @@ def described(record: Record) -> dict[str, Any]:
         "prefix": _made_of(record.prefix),
         "blocks": sent.blocks,
         "matched_blocks": sent.matched,
+        "predicted_cached_tokens": sent.predicted_cached_tokens,
         **({"prefill": record.prefill.document()} if record.prefill is not None else {}),
         **(record.trace.document() if record.trace is not None else {}),
     }

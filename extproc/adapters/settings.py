@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from extproc import plugins
 from extproc.adapters import custom
+from extproc.adapters.kv_sources import Discovery
 from extproc.errors import ConfigError
+from extproc.kvcache.blocks import BlockIndex
+from extproc.kvcache.exact import ExactIndex
+from extproc.kvcache.replica import Chain
+from extproc.plugins.precise_prefix_cache_producer import Exact, seconds, weights
 from extproc.plugins.token_producer import TokenProducer
 from extproc.scheduling import config
+from extproc.tokens import chain
 from extproc.tokens.blocks import Bounds, TokenBlocks
 from extproc.tokens.text import TextBlocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from extproc.tokens.blocks import Counts, Tokenizers
@@ -95,7 +101,7 @@ class Settings:
             raise ConfigError("", f"{self.path} cannot be read: {error}") from error
         current = config.load(config.parse(text), self._catalogue)
         custom.try_out(current)
-        tokens(current)
+        block_tokens(current)
         return current
 
     def _stat(self) -> tuple[int, int, int] | None:
@@ -117,7 +123,7 @@ def token_blocks(current: config.Config, tokenizers: Tokenizers, counts: Counts)
     """Return how prefixes are cut into blocks of tokens, and of text where there are none."""
     params = tokens(current)
     bounds = Bounds(
-        block_tokens=params.block_size_tokens or current.prefix.block_size_tokens,
+        block_tokens=block_tokens(current),
         max_blocks=current.prefix.max_blocks,
         inline_chars=params.inline_chars,
         pending_chars=params.pending_chars,
@@ -131,3 +137,81 @@ def tokens(current: config.Config) -> TokenProducer.Params:
     if len(found) > 1:
         raise ConfigError(f"plugins.{found[1].name}", f"there can be one {TokenProducer.TYPE} only")
     return found[0].params if found else TokenProducer.Params()
+
+
+def exact(current: config.Config) -> Exact:
+    """Return the parameters of the exact index. Raises ConfigError if they are given more than once."""
+    found = [spec for spec in current.plugins if spec.type.Params is Exact]
+    if len(found) > 1:
+        raise ConfigError(
+            f"plugins.{found[1].name}", f"there is one exact index, and {found[0].name} has its parameters already"
+        )
+    return found[0].params if found else Exact()
+
+
+def block_tokens(current: config.Config) -> int:
+    """Return the tokens in a block. Raises ConfigError if plugins want different sizes."""
+    processor = exact(current).token_processor_config
+    wanted = {
+        "token-producer": tokens(current).block_size_tokens,
+        "tokenProcessorConfig": processor.block_size_tokens or processor.block_size,
+    }
+    sizes = {size for size in wanted.values() if size}
+    if len(sizes) > 1:
+        raise ConfigError(
+            "plugins", f"blocks have one size: blockSizeTokens is {' and '.join(map(str, wanted.values()))}"
+        )
+    return sizes.pop() if sizes else int(current.prefix.block_size_tokens)
+
+
+def discovery(current: config.Config) -> Discovery:
+    """Return how publishers of KV events are found."""
+    events = exact(current).kv_events_config
+    named = any(spec.type.Params is Exact for spec in current.plugins)
+    ports = events.pod_discovery_config
+    return Discovery(
+        enabled=events.discover_pods,
+        topic=events.topic_filter,
+        port=ports.socket_port if named else None,
+        replay_port=(ports.replay_socket_port or None) if named else None,
+    )
+
+
+def exact_index(current: config.Config, *, secret: int) -> ExactIndex:
+    """Make the exact index, empty. `secret`: 64 bits of chance. Raises ConfigError if its size cannot be reserved."""
+    params = exact(current)
+    return ExactIndex(
+        _block_index(params, secret),
+        Chain(chain.root, _blocks, block_tokens(current)),
+        weights=weights(params),
+        expected_s=_expected_s(params),
+    )
+
+
+def follow_exact(index: ExactIndex, *, before: config.Config, after: config.Config, secret: int) -> bool:
+    """Bring the exact index in step with a new configuration; True if engines have to be followed anew."""
+    params = exact(after)
+    index.weights, index.expected_s = weights(params), _expected_s(params)
+    size = params.indexer_config.kv_block_index_config.in_memory_config.size
+    rebuilt = size != index.index.capacity or block_tokens(after) != index.chain.block_tokens
+    if rebuilt:
+        index.rebuild(_block_index(params, secret), Chain(chain.root, _blocks, block_tokens(after)))
+    return rebuilt or discovery(before) != discovery(after)
+
+
+def _blocks(tokens: Sequence[int], previous: int, size: int) -> list[int]:
+    return chain.chain(chain.packed(tokens), previous, size)
+
+
+def _expected_s(params: Exact) -> float:
+    return seconds(params.speculative_ttl) if params.speculative_indexing else 0.0
+
+
+def _block_index(params: Exact, secret: int) -> BlockIndex:
+    size = params.indexer_config.kv_block_index_config.in_memory_config.size
+    try:
+        return BlockIndex(capacity=size, secret=secret)
+    except (MemoryError, ValueError) as error:
+        raise ConfigError(
+            "plugins", f"inMemoryConfig.size {size} is more than this machine can reserve: {error}"
+        ) from error

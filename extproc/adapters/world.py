@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ValidationError
 
+from extproc.adapters import kv_sources
 from extproc.scheduling.endpoints import Endpoint
 from extproc.traffic.routes import RouteTable
 from matrixinfer.api import core, kinds, networking
@@ -43,6 +44,7 @@ class _Member:
 
     endpoint: Endpoint
     scheme: str
+    model: str  # the name that every request for the base model goes by; "": as the client wrote it
     uid: str
     restarts: int
 
@@ -65,6 +67,14 @@ class WorldView:
         """Return the protocol of the engine at `address`: http or https."""
         member = self._members.get(address)
         return "http" if member is None else member.scheme
+
+    def base_models(self, address: str, row: int) -> tuple[str, ...]:
+        """Return the names by which requests for the base model reach the engine at `address`; empty: not known yet."""
+        member = self._members.get(address)
+        if member is not None and member.model:
+            return (member.model,)
+        table = self._world.table
+        return tuple(sorted(table.models[row] - table.adapters[row]))
 
     def follow(self, store: Store) -> None:
         """Take what `store` knows and every change of it."""
@@ -156,8 +166,10 @@ def _member(server: networking.ModelServer, pod: core.Pod, address: str) -> _Mem
             labels=pod.metadata.labels,
             ready=pod.ready and not pod.terminating,
             node=pod.spec.node_name,
+            kv_events=pod.metadata.annotations.get(kv_sources.ANNOTATION, ""),
         ),
         scheme=server.spec.workload_port.protocol,
+        model=server.spec.model or "",
         uid=pod.metadata.uid,
         restarts=sum(status.restart_count for status in pod.status.container_statuses),
     )

@@ -43,9 +43,10 @@ class Member:
 
     def __init__(self, owner: ExactIndex, row: int, replica: Replica, stream: Stream) -> None:
         self.row = row
+        self.alone = True  # requests for the base model come under the name that its blocks are kept by, and no other
         self.replica = replica
         self.stream = stream
-        self.heard = False  # a replay or a batch has come, so that what is known is the engine's word
+        self.up = True  # connected, as far as we know
         self._owner = owner
 
     def perform(self, steps: Sequence[Step]) -> list[Ask]:
@@ -53,7 +54,6 @@ class Member:
         asks = []
         for step in steps:
             if isinstance(step, Apply):
-                self.heard = True
                 if self.replica.apply(step.batch):
                     self.stream.complete = True
             elif isinstance(step, Reset):
@@ -62,6 +62,15 @@ class Member:
                 asks.append(step)
         self._owner.changed(self.row)
         return asks
+
+    def connected(self, *, up: bool) -> None:
+        """Take that the connection was made, or was lost: then what is known grows old."""
+        self.up = up
+        self._owner.changed(self.row)
+
+    def unreadable(self) -> None:
+        """Count a batch that is none."""
+        self._owner.replica_counts.unreadable += 1
 
     def close(self) -> None:
         """Forget the rank."""
@@ -87,6 +96,7 @@ class ExactIndex:
         self._unit: NDArray[np.int64] = np.ones(64, dtype=np.int64)  # by row: our blocks in one of the engine's
         self._cut: NDArray[np.int64] = np.ones(64, dtype=np.int64)  # by row: tokens in the engine's blocks
         self._partial: NDArray[np.bool_] = np.ones(64, dtype=np.bool_)  # by row: not all is known
+        self._empty: NDArray[np.bool_] = np.zeros(64, dtype=np.bool_)  # by row: it has told of no block since its start
         self._units: tuple[int, ...] = ()  # those that occur
 
     @property
@@ -111,6 +121,19 @@ class ExactIndex:
                 del self._members[member.row]
         self.changed(member.row)
 
+    def left(self, row: int) -> None:
+        """Forget the endpoint in `row`: what its streams still bring counts nowhere."""
+        for member in self._members.pop(row, ()):
+            member.close()
+        self.changed(row)
+
+    def rebuild(self, index: BlockIndex, chain: Chain) -> None:
+        """Begin anew with an empty index, as for another size of blocks; all ranks have to be opened again."""
+        for row in list(self._members):
+            self.left(row)
+        self.index = index
+        self.chain = chain
+
     def restarted(self, row: int) -> None:
         """Forget what the engine in `row` held: it started anew."""
         for member in self._members.get(row, ()):
@@ -120,22 +143,23 @@ class ExactIndex:
         """Bring the columns of `row` in step with its members."""
         if row >= len(self._slot):
             self._grow(row)
-        heard = [member for member in self._members.get(row, ()) if member.heard]
+        heard = [member for member in self._members.get(row, ()) if member.stream.started]
         groups = [group for member in heard for group in member.replica.groups.values() if group.matters]
         slot, unit, cut = _NONE, 1, 1
+        whole = bool(heard) and all(member.up and member.alone and member.stream.complete for member in heard)
         if groups:
             cut = math.lcm(*(group.block_tokens for group in groups))
             slot, unit = _SEVERAL, 1
             if len(groups) == 1 and not groups[0].reach:
                 slot, unit = groups[0].slot, groups[0].unit
-        partial = not heard or not all(member.stream.complete for member in heard)
-        if (slot, unit, cut, partial) != (self._slot[row], self._unit[row], self._cut[row], self._partial[row]):
-            self._slot[row], self._unit[row], self._cut[row], self._partial[row] = slot, unit, cut, partial
+        self._partial[row], self._empty[row] = not (whole and groups), whole and not groups
+        if (slot, unit, cut) != (self._slot[row], self._unit[row], self._cut[row]):
+            self._slot[row], self._unit[row], self._cut[row] = slot, unit, cut
             self._units = tuple(sorted(set(self._unit[self._slot > 0].tolist())))
 
     def exact(self, row: int) -> bool:
         """Tell whether all is known of the endpoint in `row`."""
-        return row < len(self._partial) and not self._partial[row]
+        return row < len(self._partial) and bool(self._empty[row] or not self._partial[row])
 
     def held(
         self, hashes: Sequence[int], rows: NDArray[np.intp], *, tokens: int | None, learned: NDArray[np.int64]
@@ -170,13 +194,13 @@ class ExactIndex:
             more = partial & (learned > matched)
             matched = np.where(more, learned, matched)
             weighted = np.where(more, learned * self.weights[0], weighted)
-            cached[partial] = UNKNOWN
+            cached[partial & ~(self._empty[rows] & (learned == 0))] = UNKNOWN
         return Held(matched, weighted, cached)
 
     def expect(self, hashes: Sequence[int], row: int, *, held: int, now: float) -> None:
         """Count the endpoint in `row`, which holds `held` of these blocks, as a holder of all: a request is on its way."""
         self.index.expire(now)
-        heard = [member for member in self._members.get(row, ()) if member.heard]
+        heard = [member for member in self._members.get(row, ()) if member.stream.started]
         if not heard or held >= len(hashes) or self.expected_s <= 0:
             return
         member = heard[0]
@@ -198,7 +222,9 @@ class ExactIndex:
         return cached
 
     def _best(self, row: int, chain: NDArray[np.uint64], runs: dict[int, list[Run]]) -> tuple[int, float]:
-        return max((self._depth(one, chain, runs) for one in self._members[row] if one.heard), default=(0, 0.0))
+        return max(
+            (self._depth(one, chain, runs) for one in self._members[row] if one.stream.started), default=(0, 0.0)
+        )
 
     def _depth(self, member: Member, chain: NDArray[np.uint64], runs: dict[int, list[Run]]) -> tuple[int, float]:
         """Count the blocks up to which all groups of a rank agree, and weigh them."""
@@ -234,6 +260,7 @@ class ExactIndex:
         self._slot = np.concatenate([self._slot, np.zeros(more, dtype=np.int64)])
         self._unit = np.concatenate([self._unit, np.ones(more, dtype=np.int64)])
         self._cut = np.concatenate([self._cut, np.ones(more, dtype=np.int64)])
+        self._empty = np.concatenate([self._empty, np.zeros(more, dtype=np.bool_)])
         self._partial = np.concatenate([self._partial, np.ones(more, dtype=np.bool_)])
 
 

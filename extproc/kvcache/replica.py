@@ -89,9 +89,19 @@ class Replica:
                 self._removed(event)
             elif isinstance(event, Cleared):
                 self._counts.cleared += 1
-                self.reset()
+                self._clear()
                 cleared = True
         return cleared
+
+    def _clear(self) -> None:
+        """Empty the groups; that they are there, and how their blocks are, stays known."""
+        for group in self.groups.values():
+            self._index.close(group.slot)
+            group.slot = self._index.open()
+            group.parts = group.parts and self._parts(group.slot)
+
+    def _parts(self, slot: int) -> Parts:
+        return Parts(self._index, slot, blocks=self._chain.blocks, block_tokens=self._chain.block_tokens)
 
     def reset(self) -> None:
         """Forget everything that the engine holds."""
@@ -187,7 +197,7 @@ class Replica:
         if not theirs or (theirs % ours and ours % theirs):
             return None
         slot = self._index.open()
-        parts = Parts(self._index, slot, blocks=self._chain.blocks, block_tokens=ours) if theirs < ours else None
+        parts = self._parts(slot) if theirs < ours else None
         reach = 0
         if event.kind in _STATES:
             reach = 1

@@ -66,6 +66,11 @@ class Stream:
         self._held: deque[tuple[int, Batch]] = deque(maxlen=_HELD)  # came while a replay was on its way
 
     @property
+    def started(self) -> bool:
+        """True once something was heard: a batch, or that there was none so far."""
+        return self._next is not None
+
+    @property
     def waiting(self) -> bool:
         """True while a replay is on its way."""
         return self._asked is not None
@@ -110,6 +115,8 @@ class Stream:
         if waits and self._asked == (-1 if self._next is None else self._next):
             return self.replay_failed()
         self._asked = None
+        if self._next is None and not self._held:  # it has told nothing so far
+            self._next, self.complete = 0, True
         return self._release()
 
     def replay_failed(self) -> list[Step]:

@@ -52,6 +52,7 @@ class Endpoint:
     labels: Mapping[str, str] = field(default_factory=dict)
     ready: bool = True
     node: str = ""  # name of the node that the pod runs on; "" if it is not told
+    kv_events: str = ""  # the pod's word about where it publishes them; "": it does not say
 
 
 class Lora(NamedTuple):

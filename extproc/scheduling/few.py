@@ -36,16 +36,24 @@ class Few(NamedTuple):
     trunk: int
     engine_model: str
     peer: int | None
+    weighted: list[float] | None = None
+    cached_tokens: list[int] | None = None
 
     def narrowed(self, keep: Sequence[bool]) -> Few:
         """Return the cycle over the candidates that `keep` (length n) marks."""
-        return self._replace(rows=list(compress(self.rows, keep)), matched=list(compress(self.matched, keep)))
+        return self._replace(
+            rows=list(compress(self.rows, keep)),
+            matched=list(compress(self.matched, keep)),
+            weighted=None if self.weighted is None else list(compress(self.weighted, keep)),
+            cached_tokens=None if self.cached_tokens is None else list(compress(self.cached_tokens, keep)),
+        )
 
 
 def few(cycle: Cycle) -> Few:
     """Return the same cycle as lists."""
-    request, table, rows, matched, *rest = cycle
-    return Few._make((request, table, rows.tolist(), matched.tolist(), *rest))
+    request, table, rows, matched, *rest, weighted, cached = cycle
+    lists = (None if weighted is None else weighted.tolist(), None if cached is None else cached.tolist())
+    return Few._make((request, table, rows.tolist(), matched.tolist(), *rest, *lists))
 
 
 def able(plugin: Any) -> bool:

@@ -39,10 +39,17 @@ class Cycle(NamedTuple):
     trunk: int = 0  # blocks at the prefix's start from which earlier requests went on; 0 if not known
     engine_model: str = ""  # the name that goes to the engine; "": the one that the client asked for
     peer: int | None = None  # row of the endpoint that another profile has chosen for this request
+    weighted: NDArray[np.float64] | None = None  # `matched`, each block weighed by its tier; None: all weigh 1
+    cached_tokens: NDArray[np.int64] | None = None  # each engine will report so many, -1: not known; None: none is
 
     def narrowed(self, keep: NDArray[np.bool_]) -> Cycle:
         """Return the cycle over the candidates that `keep` (shape (n,)) marks."""
-        return self._replace(rows=self.rows[keep], matched=self.matched[keep])
+        return self._replace(
+            rows=self.rows[keep],
+            matched=self.matched[keep],
+            weighted=None if self.weighted is None else self.weighted[keep],
+            cached_tokens=None if self.cached_tokens is None else self.cached_tokens[keep],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class Sent(NamedTuple):
     blocks: int  # of its prefix
     matched: int  # of these, held by the endpoint that was chosen, as far as was known
     at: float  # monotonic seconds
+    predicted_cached_tokens: int | None = None  # that its engine will find in its cache; None: not known exactly
 
 
 class End(Enum):
