@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Final
 
 import yaml
@@ -27,10 +26,6 @@ API_VERSIONS: Final = ("llm-d.ai/v1alpha1", "llm-d.ai/v1", "inference.networking
 KIND: Final = "EndpointPickerConfig"
 
 _DOCUMENT: Final = ("apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles")
-# Upstream's feature gates: the value that describes this picker.
-_GATES: Final = MappingProxyType(
-    {"flowControl": False, "haPopulateNonLeaderDatastore": True, "prepareDataPlugins": True}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +99,16 @@ def load(document: object, catalogue: Catalogue) -> Config:
     return _Reader(catalogue).read(document)
 
 
+def problems(document: object, catalogue: Catalogue) -> list[tuple[str, str]]:
+    """Return every problem of a configuration: its path, and what to change; none if it loads."""
+    reader = _Reader(catalogue)
+    try:
+        reader.read(document)
+    except errors.ConfigError as error:
+        return reader.problems or [(error.path, error.message)]
+    return []
+
+
 def build(config: Config, guarded: Callable[[str, Any], Any] = lambda _name, plugin: plugin) -> Scheduler:
     """Make the scheduler that `config` describes, with plugins of its own; `guarded` may put something before each."""
     plugins = {spec.name: guarded(spec.name, spec.type(spec.params)) for spec in config.plugins}
@@ -135,7 +140,7 @@ class _Reader:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._problems: list[tuple[str, str]] = []
+        self.problems: list[tuple[str, str]] = []
         self._specs: dict[str, PluginSpec] = {}
         self._refused: set[str] = set()  # names of plugins that are told already, and may be referred to
 
@@ -150,8 +155,8 @@ class _Reader:
         profiles = self._profiles(given.get("schedulingProfiles"))
         chosen, prefill, disaggregated = self._chosen(profiles)
         prefix = self._prefix()
-        if self._problems or chosen is None:
-            (path, message), *rest = self._problems
+        if self.problems or chosen is None:
+            (path, message), *rest = self.problems
             raise errors.ConfigError(path, "\n".join([message, *(f"{where}: {what}" for where, what in rest)]))
         return Config(tuple(self._specs.values()), chosen, prefill, disaggregated, prefix)
 
@@ -163,16 +168,7 @@ class _Reader:
             if key not in _DOCUMENT and key not in sections.NAMES:
                 self._problem(str(key), f"unknown key{near(key, _DOCUMENT)}")
         for at, gate in enumerate(self._list("featureGates", document.get("featureGates"))):
-            self._gate(f"featureGates[{at}]", gate)
-
-    def _gate(self, path: str, gate: object) -> None:
-        name, _equals, value = gate.partition("=") if isinstance(gate, str) else ("", "", "")
-        if value not in ("", "true", "false"):
-            self._problem(path, f"must be a name, name=true or name=false, not {named(gate)}")
-        elif name not in _GATES:
-            self._problem(path, f"unknown feature gate {named(gate)}{near(name, _GATES)}")
-        elif (value != "false") != _GATES[name]:
-            self._problem(path, f"{name} cannot be {value or 'true'} in this picker")
+            sections.check_gate(f"featureGates[{at}]", gate, self._problem)
 
     def _plugins(self, value: object) -> None:
         for at, entry in enumerate(self._list("plugins", value)):
@@ -365,7 +361,7 @@ class _Reader:
         return value
 
     def _problem(self, path: str, message: str) -> None:
-        self._problems.append((path, message))
+        self.problems.append((path, message))
 
 
 _PLACED: Final = ("filter", "scorer", "picker")

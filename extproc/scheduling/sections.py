@@ -1,4 +1,4 @@
-"""Sections of an EndpointPickerConfig beside plugins and profiles: what of them describes this picker, and what it lacks.
+"""Feature gates and sections of an EndpointPickerConfig beside plugins and profiles: what of them describes this picker, and what it lacks.
 
 Upstream composes its data layer and its parsers of plugins. Here engines are always scraped and formats always recognised
 by their path, so that a section which names the plugins for that is right as it stands, and anything else in it is
@@ -23,6 +23,10 @@ SOURCE: Final = "data source"
 EXTRACTOR: Final = "extractor"
 PARSER: Final = "parser"
 
+# Upstream's feature gates: the value that describes this picker.
+_GATES: Final = MappingProxyType(
+    {"flowControl": False, "haPopulateNonLeaderDatastore": True, "prepareDataPlugins": True}
+)
 _ENDPOINTS: Final = "endpoints come from ModelServers and their pods"
 _ALONE: Final = "pickers do not share what they know this way"
 _LACKING: Final = MappingProxyType(
@@ -58,6 +62,17 @@ def check(document: Mapping[str, object], serves: Serves, report: Report) -> Non
             sections.parsers(key, value)
         else:
             sections.data(key, value)
+
+
+def check_gate(path: str, gate: object, report: Report) -> None:
+    """Report an entry of `featureGates` that does not describe this picker."""
+    name, _equals, value = gate.partition("=") if isinstance(gate, str) else ("", "", "")
+    if value not in ("", "true", "false"):
+        report(path, f"must be a name, name=true or name=false, not {named(gate)}")
+    elif name not in _GATES:
+        report(path, f"unknown feature gate {named(gate)}{near(name, _GATES)}")
+    elif (value != "false") != _GATES[name]:
+        report(path, f"{name} cannot be {value or 'true'} in this picker")
 
 
 class _Sections:

@@ -1,6 +1,6 @@
-"""Check a directory of manifests; nothing is started.
+"""Check a directory of manifests, or one EndpointPickerConfig; nothing is started.
 
-Prints one line for each finding: file:line: error: field: message. Warnings do not fail.
+Scheduler configurations among the manifests are checked as well. Prints one line for each finding: file:line: error: field: message. Warnings do not fail.
 
 Exit codes: 0 nothing to put right, 1 errors, 2 usage.
 """
@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("directory", metavar="DIR", type=Path, help="manifests (YAML)")
+    parser.add_argument("path", metavar="DIR|FILE", type=Path, help="manifests (YAML), or a scheduler configuration")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, and print what was found."""
-    from matrixinfer.cli import findings  # noqa: PLC0415 - see main.py
+    from matrixinfer.cli import findings, schedulers  # noqa: PLC0415 - see main.py
     from matrixinfer.cluster import directory  # noqa: PLC0415
 
-    reading = directory.read(arguments.directory)
-    for line in findings.lines(reading.findings, arguments.directory):
+    path: Path = arguments.path
+    if path.is_file():
+        found, inside = schedulers.of_file(path, path.name), path.parent
+    else:
+        found, inside = schedulers.checked(directory.read(path).findings, path), path
+    for line in findings.lines(found, inside):
         print(line)  # noqa: T201 - what the command is for
-    return Exit.CLEAN if reading.ok else Exit.MISTAKE
+    return Exit.MISTAKE if any(one.severity == "error" for one in found) else Exit.CLEAN
