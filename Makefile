@@ -64,8 +64,9 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	@touch $(STAMP)
 
 CFLAGS := -std=c11 -Wall -Wextra -O2 -shared -fPIC
-$(MODULE): envoy/modules/response.c | $(STAMP)
+SOURCES := $(wildcard envoy/modules/*.c)
+$(MODULE): $(SOURCES) $(wildcard envoy/modules/*.h) | $(STAMP)
 	@mkdir -p $(MODULES)
-	@if command -v cc >/dev/null; then set -x; cc $(CFLAGS) -o $@ $<; else set -x; \
+	@if command -v cc >/dev/null; then set -x; cc $(CFLAGS) -o $@ $(SOURCES); else set -x; \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-compiler.lock && \
-	  $(BIN)/python -m ziglang cc $(CFLAGS) -o $@ $<; fi
+	  $(BIN)/python -m ziglang cc $(CFLAGS) -o $@ $(SOURCES); fi

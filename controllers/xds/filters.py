@@ -1,7 +1,7 @@
 """The HTTP filters in their order: ask the picker; if it was silent, read the model natively; watch the answer; route.
 
-Nothing of an answer goes through Python: `envoy/modules/response.c`, or `envoy/response.lua` without it, stamps the first token, reads usage and hides what only
-we asked for.
+Nothing of an answer goes through Python: our module (`envoy/modules`) stamps the first token, reads usage and hides what
+only we asked for; without it Lua does, and Envoy's own filters read the model of undecided requests.
 """
 
 from __future__ import annotations
@@ -80,12 +80,13 @@ SOURCES = Path(__file__).resolve().parents[2] / "envoy"
 MODEL_LUA = SOURCES / "model.lua"
 RESPONSE_LUA = SOURCES / "response.lua"
 OURS = "x-matrixinfer-"
-MODULE = "matrixinfer"  # libmatrixinfer.so, of envoy/modules/response.c
+MODULE = "matrixinfer"  # libmatrixinfer.so, of envoy/modules
 
 
 def door() -> TypedExtensionConfig:
     """Strip, before anything reads them, the headers by which a client could choose what is ours to choose."""
-    ours = RegexMatcher(regex=OURS + but(dataplane.EXPLAIN.removeprefix(OURS)))
+    # With its ^ the expression is tried on headers only that begin as ours do.
+    ours = RegexMatcher(regex="^" + OURS + but(dataplane.EXPLAIN.removeprefix(OURS)))
     return extension(
         "envoy.http.early_header_mutation.header_mutation",
         EarlyHeaderMutation(
@@ -113,10 +114,12 @@ def but(word: str) -> str:
 def filters(gateway: ir.Gateway) -> list[HttpFilter]:
     """Write the chain; on an answer it runs from the last to the first."""
     chain = [
-        _filter("matrixinfer.response", _watch_answers() if gateway.module else _lua(RESPONSE_LUA)),
+        _filter("matrixinfer.response", _ours("response") if gateway.module else _lua(RESPONSE_LUA)),
         _filter(EXT_PROC, _ask_the_picker(gateway.picker)),
     ]
-    if gateway.picker.fail_open:
+    if gateway.picker.fail_open and gateway.module:
+        chain.append(_filter("matrixinfer.model", _ours("model")))
+    elif gateway.picker.fail_open:
         chain += [
             _filter("matrixinfer.model", _unless_picked("envoy.filters.http.json_to_metadata", _read_model())),
             _filter("matrixinfer.model_header", _unless_picked("envoy.filters.http.lua", _lua(MODEL_LUA))),
@@ -167,9 +170,10 @@ def _ask_the_picker(picker: ir.Picker) -> ExternalProcessor:
     )
 
 
-def _watch_answers() -> DynamicModuleFilter:
+def _ours(name: str) -> DynamicModuleFilter:
+    """Run a filter of our module."""
     return DynamicModuleFilter(
-        dynamic_module_config=DynamicModuleConfig(name=MODULE, do_not_close=True), filter_name="response"
+        dynamic_module_config=DynamicModuleConfig(name=MODULE, do_not_close=True), filter_name=name
     )
 
 

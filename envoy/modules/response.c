@@ -6,8 +6,7 @@
  * the client's stream is reset, and only a module's local_reply hook is asked before. It sends a last event that OpenAI
  * and Anthropic clients raise as an API error; Envoy then ends the stream as it would have.
  *
- * Envoy loads it as libmatrixinfer.so from ENVOY_DYNAMIC_MODULES_SEARCH_PATH (filter name: response). The declarations
- * are those of Envoy's dynamic module ABI v0.2.0 that it uses. No state outside the stream, so no locks.
+ * No state outside the stream, so no locks.
  *
  * Metadata read:    matrixinfer          usage_chunks: hide-all | hide-running
  * Metadata written: matrixinfer.usage    prompt_tokens, completion_tokens, cached_tokens, model
@@ -17,37 +16,7 @@
  * Bytes are searched, not parsed. That is safe because within a JSON string every quote is escaped: the bytes "usage"
  * with both quotes, a colon and a brace behind them, can only be a key.
  */
-#define _GNU_SOURCE
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-
-typedef struct {
-  const char *ptr;
-  size_t length;
-} text;
-
-/* ---- Envoy's side of the ABI */
-enum { REQUEST_HEADER = 0, RESPONSE_HEADER = 2 };
-enum { RECEIVED_RESPONSE_BODY = 2 };
-enum { DYNAMIC = 0 };
-enum { CONTINUE = 0 };
-
-bool envoy_dynamic_module_callback_http_get_header(void *envoy, int type, text key, text *value, size_t index,
-                                                   size_t *count);
-bool envoy_dynamic_module_callback_http_get_metadata_string(void *envoy, int source, text space, text key, text *value);
-void envoy_dynamic_module_callback_http_set_dynamic_metadata_number(void *envoy, text space, text key, double value);
-void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *envoy, text space, text key, text value);
-size_t envoy_dynamic_module_callback_http_get_body_chunks_size(void *envoy, int body);
-bool envoy_dynamic_module_callback_http_get_body_chunks(void *envoy, int body, text *chunks);
-bool envoy_dynamic_module_callback_http_drain_body(void *envoy, int body, size_t bytes);
-bool envoy_dynamic_module_callback_http_append_body(void *envoy, int body, text data);
-size_t envoy_dynamic_module_callback_http_get_body_size(void *envoy, int body);
-void envoy_dynamic_module_callback_http_send_response_data(void *envoy, text data, bool end);
+#include "module.h"
 
 /* ---- bounds */
 enum {
@@ -62,7 +31,7 @@ typedef struct {
   size_t length, room;
 } bytes;
 
-typedef struct {
+struct response {
   bool anthropic;                    /* the client speaks /v1/messages */
   bool watched;                      /* JSON or an event stream, successful, not compressed */
   bool open;                         /* an event stream has begun and not ended */
@@ -74,9 +43,7 @@ typedef struct {
   char model[LONGEST_MODEL];
   bytes carry;                       /* the end of the last chunk: an unfinished event, or what may be a key cut in two */
   bytes out;                         /* what replaces a chunk */
-} stream;
-
-#define TEXT(literal) ((text){literal, sizeof(literal) - 1})
+};
 
 /* ---- bytes */
 static bool add(bytes *to, const char *from, size_t length) {
@@ -94,15 +61,6 @@ static bool add(bytes *to, const char *from, size_t length) {
 
 static const char *find(const char *from, const char *end, text word) {
   return from < end ? memmem(from, (size_t)(end - from), word.ptr, word.length) : NULL;
-}
-
-static const char *spaces(const char *from, const char *end) {
-  while (from < end && (*from == ' ' || *from == '\t' || *from == '\n' || *from == '\r')) from++;
-  return from;
-}
-
-static bool starts(text value, text prefix) {
-  return value.length >= prefix.length && memcmp(value.ptr, prefix.ptr, prefix.length) == 0;
 }
 
 /* ---- JSON, as far as it takes */
@@ -148,7 +106,7 @@ static int64_t counted(int64_t value) { return value == UNKNOWN ? 0 : value; }
 
 /* Normalises one usage object. Chat and completions count cached tokens into the prompt; so does Responses; Anthropic
  * counts what was read from and written to the cache apart from the input. */
-static void record(stream *self, const char *from, const char *end) {
+static void record(response *self, const char *from, const char *end) {
   int64_t prompt = number(from, end, TEXT("\"prompt_tokens\""));
   keep(&self->completion, number(from, end, TEXT("\"completion_tokens\"")));
   if (prompt == UNKNOWN) {
@@ -163,7 +121,7 @@ static void record(stream *self, const char *from, const char *end) {
   keep(&self->cached, number(from, end, TEXT("\"cached_tokens\"")));
 }
 
-static void read_model(stream *self, const char *from, const char *end) {
+static void read_model(response *self, const char *from, const char *end) {
   static const text key = {"\"model\"", 7};
   for (const char *at = from; self->model_length == 0 && (at = find(at, end, key)) != NULL;) {
     at = spaces(at + key.length, end);
@@ -201,7 +159,7 @@ static usage next_usage(const char *from, const char *end) {
 /* ---- an answer that is passed on as it is */
 
 /* Records what is in `from`..`end`; returns from where on it must be seen again together with what follows. */
-static const char *observe(stream *self, const char *from, const char *end) {
+static const char *observe(response *self, const char *from, const char *end) {
   const char *start = from;
   if (self->model_length == 0) read_model(self, from, end);
   for (usage at; (at = next_usage(from, end)).key != NULL; from = at.end) {
@@ -248,7 +206,7 @@ typedef struct {
 } gap;
 
 /* Records the usage of one event and says what of it to leave out; nothing (from == end) if it stays as it is. */
-static gap hidden(stream *self, const char *from, const char *end) {
+static gap hidden(response *self, const char *from, const char *end) {
   usage at = next_usage(from, end);
   if (at.end == NULL) return (gap){end, end};
   record(self, at.from, at.end);
@@ -265,19 +223,19 @@ static gap hidden(stream *self, const char *from, const char *end) {
 }
 
 /* Adds one event to the output, without its usage. */
-static bool hide(stream *self, const char *from, const char *end) {
+static bool hide(response *self, const char *from, const char *end) {
   gap out = hidden(self, from, end);
   return add(&self->out, from, (size_t)(out.from - from)) && add(&self->out, out.end, (size_t)(end - out.end));
 }
 
 /* Replaces the chunk of `length` bytes by the output. */
-static void replace(void *envoy, stream *self, size_t length) {
+static void replace(void *envoy, response *self, size_t length) {
   envoy_dynamic_module_callback_http_drain_body(envoy, RECEIVED_RESPONSE_BODY, length);
   if (self->out.length)
     envoy_dynamic_module_callback_http_append_body(envoy, RECEIVED_RESPONSE_BODY, (text){self->out.data, self->out.length});
 }
 
-static void rewrite(void *envoy, stream *self, const char *from, const char *end, size_t length, bool last) {
+static void rewrite(void *envoy, response *self, const char *from, const char *end, size_t length, bool last) {
   bool carried = self->carry.length != 0;
   const char *stop = last ? end : last_event(from, end);
   if (self->model_length == 0) read_model(self, from, stop);
@@ -315,55 +273,27 @@ static void rewrite(void *envoy, stream *self, const char *from, const char *end
   }
 }
 
-/* ---- what Envoy calls */
-const char *envoy_dynamic_module_on_program_init(void) { return "v0.2.0"; }
-
-const void *envoy_dynamic_module_on_http_filter_config_new(void *envoy, text name, text config) {
-  static const char only = 0; /* nothing to configure: any address but NULL, which would mean a bad configuration */
-  (void)envoy, (void)name, (void)config;
-  return &only;
-}
-
-void envoy_dynamic_module_on_http_filter_config_destroy(const void *config) { (void)config; }
-
-const void *envoy_dynamic_module_on_http_filter_new(const void *config, void *envoy) {
-  (void)config, (void)envoy;
-  stream *self = calloc(1, sizeof(stream));
+/* ---- what Envoy tells */
+response *response_new(void) {
+  response *self = calloc(1, sizeof(response));
   if (self != NULL) self->prompt = self->completion = self->cached = UNKNOWN;
   return self;
 }
 
-void envoy_dynamic_module_on_http_filter_destroy(stream *self) {
-  if (self == NULL) return;
+void response_destroy(response *self) {
   free(self->carry.data);
   free(self->out.data);
   free(self);
 }
 
-static bool header(void *envoy, int type, text name, text *value) {
-  return envoy_dynamic_module_callback_http_get_header(envoy, type, name, value, 0, NULL) && value->ptr != NULL;
-}
-
-int envoy_dynamic_module_on_http_filter_request_headers(void *envoy, stream *self, bool end) {
+void response_request(void *envoy, response *self) {
   text path;
-  (void)end;
   self->anthropic = header(envoy, REQUEST_HEADER, TEXT(":path"), &path) && starts(path, TEXT("/v1/messages"));
-  return CONTINUE;
 }
 
-int envoy_dynamic_module_on_http_filter_request_body(void *envoy, stream *self, bool end) {
-  (void)envoy, (void)self, (void)end;
-  return CONTINUE;
-}
-
-int envoy_dynamic_module_on_http_filter_request_trailers(void *envoy, stream *self) {
-  (void)envoy, (void)self;
-  return CONTINUE;
-}
-
-int envoy_dynamic_module_on_http_filter_response_headers(void *envoy, stream *self, bool end) {
+void response_headers(void *envoy, response *self, bool end) {
   text type, status, other, mode;
-  if (end || !header(envoy, RESPONSE_HEADER, TEXT("content-type"), &type)) return CONTINUE;
+  if (end || !header(envoy, RESPONSE_HEADER, TEXT("content-type"), &type)) return;
   bool events = starts(type, TEXT("text/event-stream"));
   self->open = events;
   self->watched = (events || starts(type, TEXT("application/json"))) &&
@@ -375,15 +305,14 @@ int envoy_dynamic_module_on_http_filter_response_headers(void *envoy, stream *se
     if (starts(mode, TEXT("hide-all"))) self->mode = HIDE_ALL;
     if (starts(mode, TEXT("hide-running"))) self->mode = HIDE_RUNNING;
   }
-  return CONTINUE;
 }
 
-int envoy_dynamic_module_on_http_filter_response_body(void *envoy, stream *self, bool end) {
+void response_body(void *envoy, response *self, bool end) {
   text few[16], *chunks = few;
   if (end) self->open = false;
-  if (!self->watched) return CONTINUE;
+  if (!self->watched) return;
   size_t count = envoy_dynamic_module_callback_http_get_body_chunks_size(envoy, RECEIVED_RESPONSE_BODY);
-  if (count > sizeof few / sizeof *few && (chunks = malloc(count * sizeof *chunks)) == NULL) return CONTINUE;
+  if (count > sizeof few / sizeof *few && (chunks = malloc(count * sizeof *chunks)) == NULL) return;
   if (count && !envoy_dynamic_module_callback_http_get_body_chunks(envoy, RECEIVED_RESPONSE_BODY, chunks)) count = 0;
   size_t length = 0;
   for (size_t n = 0; n < count; n++) length += chunks[n].length;
@@ -419,20 +348,13 @@ int envoy_dynamic_module_on_http_filter_response_body(void *envoy, stream *self,
     }
   }
   if (chunks != few) free(chunks);
-  return CONTINUE;
 }
 
-int envoy_dynamic_module_on_http_filter_response_trailers(void *envoy, stream *self) {
-  (void)envoy;
-  self->open = false;
-  return CONTINUE;
-}
+void response_over(response *self) { self->open = false; }
 
 /* `details` is Envoy's response code detail, e.g. upstream_reset_after_response_started{connection_termination}. */
-int envoy_dynamic_module_on_http_filter_local_reply(void *envoy, stream *self, uint32_t code, text details,
-                                                    bool reset_imminent) {
-  (void)code, (void)reset_imminent;
-  if (!self->open) return CONTINUE;
+void response_broken(void *envoy, response *self, text details) {
+  if (!self->open) return;
   char event[512], why[128];
   size_t length = 0;
   for (size_t i = 0; i < details.length && length < sizeof why - 1; i++) /* only what JSON needs no escape for */
@@ -449,7 +371,6 @@ int envoy_dynamic_module_on_http_filter_local_reply(void *envoy, stream *self, u
                                         message, why);
   self->open = self->watched = false; /* never twice, and past this filter as it is; the end is Envoy's to send */
   envoy_dynamic_module_callback_http_send_response_data(envoy, (text){event, (size_t)size}, false);
-  return CONTINUE;
 }
 
 static void write_number(void *envoy, text key, int64_t value) {
@@ -457,7 +378,7 @@ static void write_number(void *envoy, text key, int64_t value) {
     envoy_dynamic_module_callback_http_set_dynamic_metadata_number(envoy, TEXT("matrixinfer.usage"), key, (double)value);
 }
 
-void envoy_dynamic_module_on_http_filter_stream_complete(void *envoy, stream *self) {
+void response_complete(void *envoy, response *self) {
   if (self->written) return;
   self->written = true;
   write_number(envoy, TEXT("prompt_tokens"), self->prompt);
@@ -470,16 +391,3 @@ void envoy_dynamic_module_on_http_filter_stream_complete(void *envoy, stream *se
     envoy_dynamic_module_callback_http_set_dynamic_metadata_number(envoy, TEXT("matrixinfer.timing"),
                                                                    TEXT("first_token_ms"), self->first_token_ms);
 }
-
-/* Events that Envoy wants a symbol for and that this module has no use for; their arguments are never looked at. */
-#define UNUSED(event) \
-  void envoy_dynamic_module_on_http_filter_##event(void) {}
-UNUSED(scheduled)
-UNUSED(http_callout_done)
-UNUSED(http_stream_headers)
-UNUSED(http_stream_data)
-UNUSED(http_stream_trailers)
-UNUSED(http_stream_complete)
-UNUSED(http_stream_reset)
-UNUSED(downstream_above_write_buffer_high_watermark)
-UNUSED(downstream_below_write_buffer_low_watermark)

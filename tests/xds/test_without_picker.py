@@ -10,10 +10,11 @@ from tests.xds.stack import Engine, demo, running
 pytestmark = pytest.mark.envoy
 
 
-async def test_open_it_balances_by_the_model_in_the_body_over_the_rules_of_its_route():
+@pytest.mark.parametrize("module", [True, False])
+async def test_open_it_balances_by_the_model_in_the_body_over_the_rules_of_its_route(module):
     canary = Engine()
     await canary.start()
-    async with running() as stack:
+    async with running(module=module) as stack:
         to_canary = ir.Rule(
             (ir.Share("default", "canary", 1),), headers=(("x-tier", ir.TextMatch(ir.Match.REGEX, "^gold$")),)
         )
@@ -46,8 +47,42 @@ async def test_open_it_balances_by_the_model_in_the_body_over_the_rules_of_its_r
     assert sum(len(engine.requests) for engine in stack.engines) == 7
 
 
-async def test_open_a_large_body_goes_through_without_the_picker():
-    async with running() as stack:
+NAMED = {
+    b'{"model":"demo"}': 200,
+    b' { "messages" : [{"model":"nope","x":{"model":"nope"}}] , "model" : "demo" } ': 200,
+    b'{"prompt":"\\"model\\":\\"nope\\"}","model":"demo"}': 200,
+    b'{"model":"nope","model":"demo"}': 200,
+    b'{"mod\\u0065l":"d\\u0065mo"}': 200,
+    b'{"model":"org\\/m\\u00e9\\ud83d\\ude00"}': 200,
+    '{"model":"org/mé😀"}'.encode(): 200,
+    b'{"model":"demo","model":"nope"}': 404,
+    b'{"messages":[{"model":"demo"}]}': 404,
+    b'{"model":["demo"]}': 404,
+    b'{"model":null}': 404,
+    b'{"model":"demo\\r\\nx-matrixinfer-target: default/demo"}': 404,
+    b'{"model":"%s"}' % (b"x" * 5000): 404,
+    b'{"model":"demo': 404,
+    b'["model","demo"]': 404,
+    b"": 404,
+}
+
+
+@pytest.mark.parametrize("module", [True, False])
+async def test_open_the_model_is_read_as_engines_read_it(module):
+    async with running(module=module) as stack:
+        rule = ir.Rule((ir.Share("default", "demo", 1),))
+        models = (ir.Model("demo", (rule,)), ir.Model("org/mé😀", (rule,)))
+        await stack.apply(backends=(demo(stack.engines),), models=models)
+        await stack.picker.stop()
+
+        answers = {body: (await stack.envoy.request(body=body)).status for body in NAMED}
+
+    assert answers == NAMED
+
+
+@pytest.mark.parametrize("module", [True, False])
+async def test_open_a_large_body_goes_through_without_the_picker(module):
+    async with running(module=module) as stack:
         await stack.picker.stop()
         body = b'{"prompt":"%s","model":"demo"}' % (b"x" * 5_000_000)
 
