@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from extproc.scheduling.framework import parameter
 
@@ -42,7 +42,8 @@ class TokenProducer:
     A model's tokenizer is looked for in this order: the annotation `networking.matrixinfer.ai/tokenizer` of its
     ModelServer, `tokenizers` (the first whose `model` fits), `folders` (FOLDER/<model>), the model's name as a folder,
     the local hub cache. Nothing is downloaded. Names tried are the engine's name for the model and, for a LoRA
-    adapter, that of its base model. Without a tokenizer a model has text blocks.
+    adapter, that of its base model. Without a tokenizer a model has text blocks,
+    and with `enabled` false every model.
     `hubCache` "": $HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub. `blockSizeTokens` 0: as the prefix
     index's. `memoMiB` 128: ids of pieces of text, some twenty million tokens. `inlineChars` 4096: more unknown text is
     encoded beside the loop (4096 characters take a millisecond). `maxPendingMiB` 8: characters waiting to be encoded;
@@ -56,6 +57,14 @@ class TokenProducer:
     @dataclass(frozen=True, slots=True)
     class Params:
         """Parameters of ours, but for the name."""
+
+        LACKS: ClassVar = {
+            "modelName": "each model has its own tokenizer; name it in `tokenizers`, as model and source",
+            **dict.fromkeys(
+                ("backend", "vllm", "udsTokenizerConfig", "estimate"),
+                "prompts are tokenized here, without a server; name the model's files in `tokenizers`",
+            ),
+        }
 
         tokenizers: tuple[TokenizerOf, ...] = ()
         folders: tuple[str, ...] = ()
