@@ -234,6 +234,13 @@ class ApiServer:
         call = Call("patch", kind, calls.namespace_of(kind, namespace), name, "scale", content=calls.MERGE)
         return await self._write(replace(call, body={"spec": {"replicas": replicas}}))
 
+    async def bind(self, pod: str, namespace: str, node: str) -> None:
+        """Give a pod its node, as a scheduler does. Raises NotFound, Conflict if it has one or is being deleted."""
+        target = {"apiVersion": "v1", "kind": "Node", "name": node}
+        body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod}, "target": target}
+        call = Call("create", kinds.POD, calls.namespace_of(kinds.POD, namespace), pod, "binding", body=body)
+        await self._write(call)
+
     async def delete(  # noqa: PLR0913 - the preconditions of the API
         self,
         kind: Kind,

@@ -12,6 +12,7 @@ import random
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from matrixinfer.api import kinds
 from matrixinfer.cluster import garbage
 from matrixinfer.cluster import manifest as manifests
 from matrixinfer.cluster.history import Change, History
@@ -192,6 +193,18 @@ class MemoryCluster:
                 "selector": manifests.value_at(scaled.manifest, selector, ""),
             },
         }
+
+    async def bind(self, pod: str, namespace: str, node: str) -> None:
+        """Give a pod its node, as a scheduler does. Raises NotFound, Conflict if it has one or is being deleted."""
+        old = self._objects.find(kinds.POD, namespace, pod)
+        new = manifests.load(old.blob)
+        if "deletionTimestamp" in old.meta:
+            raise Conflict(f"pod {pod} is being deleted and gets no node")
+        if bound := new["spec"].get("nodeName"):
+            raise Conflict(f"pod {pod} is on node {bound} already")
+        new["spec"]["nodeName"] = node
+        self._objects.replace(old, new, self._objects.writer("Update", "binding"))
+        self._objects.collect()
 
     async def delete(  # noqa: PLR0913 - the preconditions of the API
         self,

@@ -155,6 +155,10 @@ class Cluster(Protocol):
         """Set replicas through the scale subresource; returns the Scale. Raises NotFound, Invalid."""
         ...
 
+    async def bind(self, pod: str, namespace: str, node: str) -> None:
+        """Give a pod its node, as a scheduler does. Raises NotFound, Conflict if it has one or is being deleted."""
+        ...
+
     async def delete(  # noqa: PLR0913 - the preconditions of the API
         self,
         kind: Kind,

@@ -83,7 +83,16 @@ class Node:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _register(self) -> None:
+        """Be there as a Node: what serves pods of a node asks whether it is."""
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE_NAME}}
+        ready = {"type": "Ready", "status": "True", "reason": "LocalNode", "message": "containers are processes here"}
+        await self._cluster.apply(kinds.NODE, node, manager=MANAGER, force=True)
+        status = node | {"status": {"conditions": [ready]}}
+        await self._cluster.apply_status(kinds.NODE, status, manager=MANAGER, force=True)
+
     async def _follow(self) -> None:
+        await self._register()
         listing = await self._cluster.list(kinds.POD)
         seen = {_name(pod) for pod in listing.items}
         for pod in listing.items:
@@ -98,21 +107,15 @@ class Node:
 
     async def _see(self, pod: Manifest) -> None:
         node = (pod.get("spec") or {}).get("nodeName")
-        if not node:
+        if not node and not pod["metadata"].get("deletionTimestamp"):
             await self._bind(pod)  # comes back as a change
         elif node == NODE_NAME:
             self._want(_name(pod), pod)
 
     async def _bind(self, pod: Manifest) -> None:
         namespace, name = _name(pod)
-        binding = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"namespace": namespace, "name": name},
-            "spec": {"nodeName": NODE_NAME},
-        }
         with suppress(Conflict, NotFound):
-            await self._cluster.apply(kinds.POD, binding, manager=MANAGER)
+            await self._cluster.bind(name, namespace, NODE_NAME)
 
     def _want(self, name: Name, pod: Manifest | None) -> None:
         seat = self._seats.get(name)

@@ -491,6 +491,20 @@ class WriteConformance:
 
         assert await cluster.get(WIDGET, "w", namespace) == marked
 
+    async def test_a_pod_is_given_a_node_once(self, cluster, namespace):
+        await cluster.create(kinds.POD, a_pod(namespace))
+
+        await cluster.bind("p", namespace, "n1")
+
+        assert (await cluster.get(kinds.POD, "p", namespace))["spec"]["nodeName"] == "n1"
+        with pytest.raises(Conflict):
+            await cluster.bind("p", namespace, "n2")
+        await cluster.delete(kinds.POD, "p", namespace)
+        with pytest.raises(Conflict):
+            await cluster.bind("p", namespace, "n1")
+        with pytest.raises(NotFound):
+            await cluster.bind("none", namespace, "n1")
+
     async def test_a_pod_on_a_node_terminates_until_the_node_lets_it_go(self, cluster, namespace):
         await cluster.create(kinds.POD, a_pod(namespace, node="n1"))
 
