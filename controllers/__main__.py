@@ -21,24 +21,31 @@ from typing import TYPE_CHECKING, Final
 
 from controllers import ir
 from controllers.gateway.reconcile import KEY, NAME, WATCHES, Reconciler
+from controllers.modelinfer import reconcile as modelinfer
+from controllers.modelinfer.gangs import Served
 from controllers.xds.publisher import Publisher
+from matrixinfer.api import kinds
 from matrixinfer.cluster import credentials, monitor
 from matrixinfer.cluster.apiserver import ApiServer, Settings
 from matrixinfer.cluster.clock import boottime
 from matrixinfer.cluster.election import Elector
 from matrixinfer.cluster.lease import Candidate, Terms
 from matrixinfer.cluster.loop import Controller, Loop
+from matrixinfer.cluster.protocol import Forbidden, NotFound, Unavailable
 from matrixinfer.cluster.ratelimit import Rate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
+    from matrixinfer.api.kinds import Kind
     from matrixinfer.cluster.protocol import Cluster
 
 log = logging.getLogger("controllers")
 
 _FINISH_S: Final = 10.0  # what reconciles get to end by themselves
 _LEASE: Final = "matrixinfer-controllers"
+_WORKERS: Final = 4  # ModelInfers that are worked on at once
+_RETRY_S: Final = 1.0
 
 
 @asynccontextmanager
@@ -59,6 +66,46 @@ async def gateway_loop(
         yield loop
     finally:
         await publisher.stop()
+
+
+def modelinfer_loop(
+    cluster: Cluster,
+    served: Served = Served.NOTHING,
+    *,
+    may_write: Callable[[], bool] = lambda: True,
+    report: Callable[[str, float], None] = lambda _outcome, _seconds: None,
+) -> Loop:
+    """Give the loop that makes the pods of ModelInfers, with what the cluster serves for gangs."""
+    return Loop(cluster, modelinfer.controller(served), workers=_WORKERS, may_write=may_write, report=report)
+
+
+async def gangs_served(cluster: Cluster) -> Served:
+    """Ask an API server what it serves to schedule gangs with. Installed later, it is found by the next start."""
+    try:
+        crd = await cluster.get(kinds.CUSTOM_RESOURCE_DEFINITION, "podgroups.scheduling.volcano.sh")
+    except (NotFound, Forbidden):
+        return Served.IN_TREE if await _serves(cluster, kinds.IN_TREE_POD_GROUP) else Served.NOTHING
+    schemas = [version["schema"]["openAPIV3Schema"] for version in crd["spec"]["versions"] if version.get("served")]
+    fields = {field for schema in schemas for field in schema["properties"]["spec"].get("properties", {})}
+    return Served.VOLCANO if "subGroupPolicy" in fields else Served.OLD_VOLCANO
+
+
+async def _serves(cluster: Cluster, kind: Kind) -> bool:
+    try:
+        await cluster.list(kind, namespace="default")
+    except (NotFound, Forbidden):
+        return False
+    return True
+
+
+async def _once_there(cluster: Cluster, stopping: asyncio.Event) -> Served:
+    """Ask until the API server answers, or nobody wants to know any more."""
+    while not stopping.is_set():
+        with suppress(Unavailable):
+            return await gangs_served(cluster)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), _RETRY_S)
+    return Served.NOTHING
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,18 +148,22 @@ async def _serve(options: argparse.Namespace) -> None:
         )
         cluster = await stack.enter_async_context(server)
         elector = Elector(cluster, candidate, changed=led)
+        may_write = (lambda: elector.leads) if options.leader_elect else (lambda: True)
         loops = [
             await stack.enter_async_context(
                 gateway_loop(
-                    cluster,
-                    _gateway(options),
-                    *options.xds,
-                    may_write=(lambda: elector.leads) if options.leader_elect else (lambda: True),
-                    report=watched.reconciled(NAME),
+                    cluster, _gateway(options), *options.xds, may_write=may_write, report=watched.reconciled(NAME)
                 )
-            )
+            ),
+            modelinfer_loop(
+                cluster,
+                await _once_there(cluster, stopping),
+                may_write=may_write,
+                report=watched.reconciled(modelinfer.NAME),
+            ),
         ]
-        watched.watch(NAME, loops[0])
+        for name, loop in zip((NAME, modelinfer.NAME), loops, strict=True):
+            watched.watch(name, loop)
         port = await stack.enter_async_context(monitor.serve(watched, options.metrics_host, options.metrics_port))
         log.info("following %s; metrics and health on port %d", access.server, port)
         standing = asyncio.create_task(elector.run() if options.leader_elect else asyncio.Event().wait())

@@ -1,7 +1,7 @@
 """Pods as the arithmetic sees them, read from their manifests. Pure.
 
 A pod has failed if it has ended, or if a container has crashed since the pod was last ready. A restart of long ago does not
-count again when readiness flaps later.
+count again when readiness flaps later, and a pod that has never been ready is given a few restarts: nothing relied on it yet.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 COST_ANNOTATION: Final = "controller.kubernetes.io/pod-deletion-cost"
 _PLACE: Final = re.compile(r"(0|[1-9][0-9]*)-([a-z][-a-z0-9]*)-(0|[1-9][0-9]*)-(0|[1-9][0-9]*)")
 _SLACK_S: Final = 10.0  # by which a crash may be noted before the readiness that it ended
+_STARTING_S: Final = 2.0  # a pod that has not been ready since so soon after its start never was
+_STARTS: Final = 3  # restarts that a pod gets to become ready at all: its node makes the pauses between them
 
 
 def seen(name: str, pod: Manifest) -> Seen | None:
@@ -46,7 +48,9 @@ def seen(name: str, pod: Manifest) -> Seen | None:
         ready=is_ready,
         leaving="deletionTimestamp" in meta,
         ended=ended,
-        failed_at=None if is_ready else _failed_at(status, since, ended=ended),
+        failed_at=None
+        if is_ready
+        else _failed_at(status, since, started=max(moment(status.get("startTime", "")), created), ended=ended),
         created=created,
         cost=_cost(meta.get("annotations", {}).get(COST_ANNOTATION, "0")),
     )
@@ -60,12 +64,15 @@ def moment(text: str) -> float:
         return 0.0
 
 
-def _failed_at(status: Manifest, since: float, *, ended: bool) -> float | None:
+def _failed_at(status: Manifest, since: float, *, started: float, ended: bool) -> float | None:
     """Say since when a pod that is not ready has failed; None if it is only not ready yet, or not for now."""
     crashes = [crash for crash in _crashes(status) if crash[0] >= since - _SLACK_S]
     if ended:
         return max((at for at, _ in crashes), default=since)
     if not crashes:
+        return None
+    never_ready = since <= started + _STARTING_S
+    if never_ready and max(restarts for _, restarts in crashes) < _STARTS:
         return None
     # Of many restarts only the last is known: the pod has failed since it was not ready any more.
     return since if max(restarts for _, restarts in crashes) > 1 else max(at for at, _ in crashes)

@@ -51,8 +51,11 @@ MODEL_INFER: Final = Kind(
     "modelinfers",
     scale=(".spec.replicas", ".status.replicas", ".status.labelSelector"),
 )
-# What only controllers write; users have no manifests of these.
+# What only controllers read or write; users have no manifests of these here.
 CONTROLLER_REVISION: Final = Kind("apps", "v1", "ControllerRevision", "controllerrevisions", status=False)
+CUSTOM_RESOURCE_DEFINITION: Final = Kind(
+    "apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False
+)
 VOLCANO_POD_GROUP: Final = Kind("scheduling.volcano.sh", "v1beta1", "PodGroup", "podgroups")
 IN_TREE_POD_GROUP: Final = Kind("scheduling.k8s.io", "v1alpha2", "PodGroup", "podgroups")
 

@@ -1,6 +1,6 @@
 """The one-machine stack: what `matrixinfer up` and the end-to-end tests start, put together here and nowhere else.
 
-In this process: the memory cluster, what fills it (a directory, or engines that run already), the gateway's control plane,
+In this process: the memory cluster, what fills it (a directory, or engines that run already), the controllers,
 the node, and the feed that tells the picker of it all. Beside it, kept running: Envoy and the picker.
 `async with Stack(config) as stack` starts everything and stops everything; `ready` waits until a request would be served.
 """
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from matrixinfer.cluster.documents import Finding
     from matrixinfer.cluster.loop import Loop
+    from matrixinfer.cluster.protocol import Cluster
 
 logger = logging.getLogger("matrixinfer.local")
 
@@ -199,7 +200,7 @@ class Stack:
         await cleanup.enter_async_context(feed.serve(self.cluster, self.sockets.feed, FEED))
         self._keep(self.node.run(), "node")
         self._serve("picker", self._picker())
-        await self._serve_xds()
+        await self._control()
         self._serve("envoy", self._envoy(binary))
 
     def _serve(self, name: str, command: Command) -> None:
@@ -207,15 +208,16 @@ class Stack:
         self._services.append(service)
         self._keep(service.run(), name)
 
-    async def _serve_xds(self) -> None:
-        """Run the gateway's control plane, and serve what it makes of the cluster to Envoy."""
+    async def _control(self) -> None:
+        """Run the controllers, and serve what that of the gateway makes of the cluster to Envoy."""
         gateway = ir.Gateway(
             listeners=(ir.Listener("gateway", self.config.bind, self.port),),
             picker=ir.Picker(ir.Address(path=str(self.sockets.picker)), fail_open=self.config.fail_open),
             limits=ir.Limits(body_bytes=self.config.max_body_bytes),
             module=envoy.has_module(),
         )
-        gateway_loop = await asyncio.to_thread(_control_plane)
+        gateway_loop, modelinfer_loop = await asyncio.to_thread(_control_plane)
+        self._keep(modelinfer_loop(self.cluster).run(), "modelinfer")
         loop = await self._cleanup.enter_async_context(gateway_loop(self.cluster, gateway, f"unix:{self.sockets.xds}"))
         self._keep(loop.run(), "gateway")
 
@@ -304,8 +306,8 @@ def _check_scheduling(file: Path) -> None:
         raise CannotStart(f"--config {file}: {error}") from error
 
 
-def _control_plane() -> Callable[..., AbstractAsyncContextManager[Loop]]:
-    """Import what writes Envoy's configuration: a second's work, in which pods and the picker start already."""
-    from controllers.__main__ import gateway_loop  # noqa: PLC0415 - see above
+def _control_plane() -> tuple[Callable[..., AbstractAsyncContextManager[Loop]], Callable[[Cluster], Loop]]:
+    """Import the controllers: a second's work, in which pods and the picker start already."""
+    from controllers.__main__ import gateway_loop, modelinfer_loop  # noqa: PLC0415 - see above
 
-    return gateway_loop
+    return gateway_loop, modelinfer_loop
