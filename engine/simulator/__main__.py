@@ -18,6 +18,7 @@ from engine.simulator import (
     server,
     serving,
     settings,
+    transfer,
     vllm_metrics,
 )
 
@@ -30,6 +31,8 @@ def main() -> None:
         uvloop.run(_serve(configuration, given))
     except faults.BadFault as error:
         sys.exit(f"--fail: {error}")
+    except transfer.BadConfig as error:
+        sys.exit(f"--kv-transfer-config: {error}")
     except OSError as error:
         sys.exit(f"cannot start: {error}")
 
@@ -53,6 +56,11 @@ async def _serve(configuration: settings.Settings, given: list[faults.Fault]) ->
     for lora in configuration.lora:
         name, _, path = lora.partition("=")
         service.adapters.load(name, path or name)
+
+    transfers = _transfers(configuration, runner)
+    if transfers is not None:
+        service.transfers = transfers
+        await transfers.listen()
 
     front = app.App(service, metrics, kv_events=feed.as_config() if feed else None)
     http = server.Server(
@@ -81,6 +89,8 @@ async def _serve(configuration: settings.Settings, given: list[faults.Fault]) ->
         await admin.drain(0)
     if publisher is not None:
         publisher.close()
+    if transfers is not None:
+        await transfers.close()
 
 
 def _batch(configuration: settings.Settings) -> batch.Batch:
@@ -95,6 +105,17 @@ def _batch(configuration: settings.Settings) -> batch.Batch:
         configuration.speed,
     )
     return batch.Batch(blocks, limits, latency)
+
+
+def _transfers(configuration: settings.Settings, runner: engine.Engine) -> transfer.Transfers | None:
+    port, rate = configuration.side_channel_port, configuration.transfer_tokens_per_second
+    if configuration.disaggregation_mode != "null":
+        config = transfer.for_sglang(configuration.disaggregation_mode, port=port, tokens_per_s=rate)
+    elif configuration.kv_transfer_config is not None:
+        config = transfer.from_json(configuration.kv_transfer_config, port=port, tokens_per_s=rate)
+    else:
+        return None
+    return transfer.Transfers(config, runner.state.blocks, configuration.host)
 
 
 def _feed(configuration: settings.Settings) -> events.Feed | None:

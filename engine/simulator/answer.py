@@ -1,7 +1,7 @@
 """One HTTP request and the sequences that answer it: gathers tokens, writes them in the form its endpoint speaks."""
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import orjson
 
@@ -36,8 +36,10 @@ class Answer:
         "breaks_after",
         "broken",
         "form",
+        "kv_transfer_params",
         "max_tokens",
         "n",
+        "offering",
         "reply",
         "sequences",
         "stops",
@@ -64,6 +66,10 @@ class Answer:
         self.max_tokens = max_tokens
         self.breaks_after: int | None = None
         self.broken = False
+        self.offering: Callable[[Answer], bool] | None = (
+            None  # keeps the blocks for another engine; False: answer later
+        )
+        self.kv_transfer_params: dict[str, Any] | None = None
         self._open = len(sequences)
         self._opened = False
         self._parts = 0
@@ -120,6 +126,10 @@ class Answer:
             return
         if self._open:
             reply.flush()
+        elif self.offering is not None:
+            offering, self.offering = self.offering, None
+            if offering(self):
+                self.flush()
         elif self.stream:
             self._emit(self.form.closing(self))
             if not reply.ended:

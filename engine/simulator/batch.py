@@ -62,6 +62,9 @@ class Sequence:
     ends: "Callable[[Sequence], bool] | None" = None
     owner: object = None
     index: int = 0
+    remote_tokens: int = 0  # that another engine has computed and sent
+    remote_cached: int | None = None  # of these, what it had cached; None: it did not say
+    held: bool = False  # its blocks are kept when it finishes, for another engine
 
     prompt_tokens: int = 0
     output_tokens: int = 0
@@ -166,8 +169,7 @@ class Batch:
                 sequence.finish = "length"
             if sequence.finish is not None:
                 self.running.remove(sequence)
-                self.blocks.release(sequence.blocks)
-                sequence.blocks = []
+                self._free(sequence)
         self._step = None
         for sequence in produced:
             if sequence.first_token is None:
@@ -175,6 +177,11 @@ class Batch:
             sequence.token_gap = now - sequence.last_token
             sequence.last_token = now
         return produced
+
+    def _free(self, sequence: Sequence) -> None:
+        if not sequence.held:
+            self.blocks.release(sequence.blocks)
+            sequence.blocks = []
 
     def _schedule_running(self, step: list[Sequence], budget: int) -> tuple[int, int]:
         prefill = 0
@@ -205,7 +212,8 @@ class Batch:
             sequence = self.waiting[0]
             total = len(sequence.tokens)
             hit = self.blocks.longest_hit(sequence.hashes, total)
-            cached = len(hit) * self.blocks.block_size
+            hits = len(hit) * self.blocks.block_size
+            cached = max(hits, min(sequence.remote_tokens, total - 1))
             want = min(total - cached, budget)
             needed = -(-(cached + want) // self.blocks.block_size) - len(hit)
             if needed > self.blocks.free - self.blocks.idle(hit):
@@ -217,9 +225,9 @@ class Batch:
             sequence.stored = len(hit)
             if sequence.admitted is None:
                 sequence.admitted = now
-                sequence.cached_tokens = cached
+                sequence.cached_tokens = cached if sequence.remote_cached is None else sequence.remote_cached
                 self.counters.queried_tokens += total
-                self.counters.hit_tokens += cached
+                self.counters.hit_tokens += hits
             self._allocate(sequence, want)
             sequence.scheduled = want
             budget -= want
@@ -250,7 +258,7 @@ class Batch:
     def _preempt(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.blocks)
         sequence.blocks = []
-        sequence.computed = sequence.stored = 0
+        sequence.computed = sequence.stored = sequence.remote_tokens = 0
         sequence.preemptions += 1
         self.counters.preemptions += 1
         self.waiting.appendleft(sequence)

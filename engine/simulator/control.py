@@ -25,6 +25,7 @@ class Control:
         """Give the paths that are answered here."""
         return {
             "/reset_prefix_cache": {"POST": self.reset_prefix_cache},
+            "/abort_request": {"POST": self.abort_request},
             "/sim/requests": {"GET": self.requests},
             "/sim/state": {"GET": self.state},
             "/sim/fail": {"POST": self.fail, "DELETE": self.clear},
@@ -53,8 +54,17 @@ class Control:
                 "preemptions": state.counters.preemptions,
                 "loras": [name for name, _ in self._serving.adapters.items()],
                 "failures": self._failures(),
+                "transfers": self._serving.transfers.counts if self._serving.transfers is not None else None,
             },
         )
+
+    def abort_request(self, request: http1.Request, reply: server.Reply) -> None:
+        """POST /abort_request, SGLang's: end a request that waits for its blocks."""
+        transfers = self._serving.transfers
+        rid = str(orjson.loads(request.body or b"{}").get("rid", ""))
+        if transfers is not None:
+            transfers.abort(rid)
+        reply.send(200, b"", None)
 
     def fail(self, request: http1.Request, reply: server.Reply) -> None:
         """POST /sim/fail."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from engine.simulator import anthropic, bodies, chat, openai, pooling, responses, server
+from engine.simulator import anthropic, bodies, chat, openai, pooling, responses, server, transfer
 from engine.simulator.answer import Form
 from engine.simulator.bodies import Body
 from engine.simulator.errors import ApiError, invalid_all, missing, parameter
@@ -175,5 +175,7 @@ class Endpoints:
         salt = bodies.text(body, "cache_salt")
         if salt == "":
             raise parameter("Parameter 'cache_salt' must be a non-empty string if provided.", "cache_salt")
-        work = Work(prompts=prompts, sampling=sampling, model=model, salt=salt, form=form)
+        transfers = self._serving.transfers
+        want = transfer.NOTHING if transfers is None else transfers.wanted(body, form.request_id)
+        work = Work(prompts=prompts, sampling=sampling, model=model, salt=salt, form=form, want=want)
         self._serving.generate(reply, work)

@@ -159,7 +159,7 @@ class Chat(_Events):
                 "prompt_logprobs": None,
                 "prompt_token_ids": None,
                 "prompt_text": None,
-                "kv_transfer_params": None,
+                "kv_transfer_params": answer.kv_transfer_params,
                 "ec_transfer_params": None,
                 "metrics": None,
             }
@@ -217,7 +217,7 @@ class Completion(_Events):
                 "service_tier": None,
                 "system_fingerprint": FINGERPRINT,
                 "usage": usage(answer, self._stored(answer)),
-                "kv_transfer_params": None,
+                "kv_transfer_params": answer.kv_transfer_params,
                 "ec_transfer_params": None,
                 "metrics": None,
             }

@@ -20,6 +20,7 @@ from engine.simulator import (
     server,
     text,
     tokenizer,
+    transfer,
 )
 from engine.simulator.answer import Answer, Form
 from engine.simulator.settings import Settings
@@ -65,6 +66,7 @@ class Work:
     model: str
     salt: str | None
     form: Form
+    want: transfer.Want = transfer.NOTHING
 
 
 class Serving:
@@ -78,6 +80,7 @@ class Serving:
         self.ledger = ledger.Ledger()
         self.faults = faults.Faults()
         self.clock = clock
+        self.transfers: transfer.Transfers | None = None
 
     def model(self, body: bodies.Body) -> str:
         """Give the name asked for; without one, the model's own. ApiError if it is not served."""
@@ -172,10 +175,56 @@ class Serving:
         failure = self.faults.take("die-mid-stream")
         if failure is not None:
             answer.breaks_after = failure.chunks
-        if sampling.stream:
+        self._transferred(reply, answer, work.want)
+
+    def _transferred(self, reply: server.Reply, answer: Answer, want: transfer.Want) -> None:
+        """Begin, once the blocks are here that another engine computed; keep those that another engine will take."""
+        transfers = self.transfers
+        if transfers is not None and want.key is not None:
+            self._offer(transfers, answer, want)
+        if transfers is None or want.source is None:
+            self._begin(reply, answer)
+            return
+
+        def came(tokens: int | None) -> None:
+            if reply.ended:
+                return
+            if tokens is None:
+                error = errors.ApiError(500, "Internal server error", kind="InternalServerError")
+                reply.send(500, error.body())
+                return
+            for sequence in answer.sequences:
+                sequence.remote_tokens = tokens
+                sequence.remote_cached = want.cached if tokens else None
+            self._begin(reply, answer)
+
+        give_up, gone = transfers.receive(want, came), reply.gone
+
+        def left() -> None:
+            give_up()
+            if gone is not None:
+                gone()
+
+        reply.gone = left
+
+    def _begin(self, reply: server.Reply, answer: Answer) -> None:
+        if answer.stream:
             reply.start(server.EVENTS)
             reply.flush()
-        self.engine.submit(sequences)
+        self.engine.submit(answer.sequences)
+
+    def _offer(self, transfers: transfer.Transfers, answer: Answer, want: transfer.Want) -> None:
+        first = answer.sequences[0]
+        first.held = True
+
+        def finished(answer: Answer) -> bool:
+            if first.finish not in ("length", "stop"):
+                return True
+            in_turn = transfers.config.kind == "SGLang"  # it answers when the other side has the blocks
+            answer.kv_transfer_params = transfers.offer(want, first, answer.flush if in_turn else None)
+            return not in_turn or not first.blocks
+
+        answer.offering = finished
 
     def _sequence(  # noqa: PLR0913 (what a sequence is made of)
         self,

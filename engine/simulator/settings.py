@@ -66,6 +66,10 @@ class Settings:
     keep_alive: float
     grace: float
     fail: tuple[str, ...]
+    kv_transfer_config: str | None
+    disaggregation_mode: str
+    side_channel_port: int | None
+    transfer_tokens_per_second: float
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -202,6 +206,32 @@ def _parser() -> argparse.ArgumentParser:
     add("--topic", metavar="kv@IP:PORT@MODEL", help="topic of the events (default: kv@HOST:PORT@MODEL)")
     add("--buffer-steps", type=int, default=10_000, help="event batches kept for replay (default %(default)s)")
     add("--data-parallel-rank", type=int, default=0, help="rank that the events carry (default %(default)s)")
+
+    add = parser.add_argument_group("KV transfer (off without a configuration)").add_argument
+    add(
+        "--kv-transfer-config",
+        metavar="JSON",
+        help="as vLLM's: kv_connector NixlConnector, MooncakeConnector or LMCacheConnectorV1 (which shares nothing here), "
+        "kv_role, kv_load_failure_policy",
+    )
+    add(
+        "--disaggregation-mode",
+        choices=("null", "prefill", "decode"),
+        default="null",
+        help="as SGLang's: requests carry a bootstrap room (default %(default)s)",
+    )
+    add(
+        "--side-channel-port",
+        "--disaggregation-bootstrap-port",
+        type=int,
+        help="where other engines take blocks, 0 for any free one (default 5600 for NIXL, 8998 for Mooncake and SGLang)",
+    )
+    add(
+        "--transfer-tokens-per-second",
+        type=float,
+        default=1_000_000.0,
+        help="rate at which blocks come from another engine (default %(default)s)",
+    )
 
     add = parser.add_argument_group("failures").add_argument
     add(
