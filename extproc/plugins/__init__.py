@@ -173,5 +173,6 @@ BUILTIN: Final = Catalogue(
     picker=MaxScorePicker.TYPE,
     handler=SingleProfileHandler.TYPE,
     producer=ApproxPrefixCacheProducer.TYPE,
+    prefixes=(PrecisePrefixCacheProducer.TYPE,),
     lacking=LACKING,
 )

@@ -38,6 +38,7 @@ class Catalogue:
     picker: str  # of a profile without one
     handler: str  # where there is none
     producer: str  # whose parameters are the prefix index's
+    prefixes: tuple[str, ...] = ()  # further producers of which a plugin may say that it reads their prefixes
     lacking: Mapping[str, str] = field(default_factory=dict)  # types that others have: what stands in their place
 
     def type(self, name: str) -> type[Any] | None:
@@ -331,12 +332,13 @@ class _Reader:
             names = ", ".join(spec.name for spec in producers)
             self._problem("plugins", f"there is one prefix index, so one {self._catalogue.producer} only, not {names}")
         spec = producers[0] if producers else self._specs[self._injected(self._catalogue.producer)]
+        known = [spec.name, *(one.name for one in self._specs.values() if one.type.TYPE in self._catalogue.prefixes)]
         for other in self._specs.values():
             named = getattr(other.params, "prefix_match_info_producer_name", "")
-            if named not in ("", spec.name):
+            if named and named not in known:
                 self._problem(
                     f"plugins.{other.name}.parameters.prefixMatchInfoProducerName",
-                    f"no prefix producer is called {named!r}{near(named, [spec.name])}",
+                    f"no prefix producer is called {named!r}{near(named, known)}",
                 )
         return spec.params
 

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from extproc import plugins
 from extproc.plugins.active_request_scorer import ActiveRequestScorer
 from extproc.plugins.dynamo_cost_scorer import DynamoCostScorer
 from extproc.plugins.kv_cache_utilization_scorer import KvCacheUtilizationScorer
@@ -16,7 +13,7 @@ from extproc.plugins.prefix_cache_scorer import PrefixCacheScorer
 from extproc.plugins.queue_scorer import QueueScorer
 from extproc.plugins.running_requests_size_scorer import RunningRequestsSizeScorer
 from extproc.plugins.token_load_scorer import TokenLoadScorer
-from tests.scheduling.builders import a_cycle, a_plugin, a_request, an_endpoint, any_plugin
+from tests.scheduling.builders import a_cycle, a_plugin, a_request, an_endpoint
 
 
 def test_shortest_queue_scores_one_and_longest_zero():
@@ -185,36 +182,3 @@ def test_dynamo_cost_adds_what_is_missing_to_what_is_there():
 
 def test_the_only_candidate_is_the_least_recently_used():
     assert a_plugin(NoHitLruScorer).score(a_cycle(an_endpoint())).tolist() == [1.0]
-
-
-COUNTS = st.integers(0, 10_000)
-RANGE = "llm-d.ai/context-length-range"
-LABELS = [{}, {"role": "decode"}, {"role": "prefill", RANGE: "0-20000"}, {RANGE: "20000-30000"}, {RANGE: "long"}]
-ENDPOINTS = st.lists(
-    st.fixed_dictionaries(
-        {
-            "queue": COUNTS,
-            "running": COUNTS,
-            "kv": st.floats(0, 1),
-            "inflight": COUNTS,
-            "tokens": COUNTS,
-            "matched": st.integers(0, 50),
-            "labels": st.sampled_from(LABELS),
-            "models": st.sampled_from([(), ("demo",), ("other",)]),
-        }
-    ),
-    min_size=1,
-    max_size=70,
-)
-SCORERS = [one for one in plugins.BUILTIN.types if hasattr(one, "score")]
-
-
-@given(ENDPOINTS, st.sampled_from(SCORERS), st.integers(0, 50))
-def test_every_score_lies_between_zero_and_one(endpoints, scorer, trunk):
-    cycle = a_cycle(*endpoints, blocks=50, trunk=trunk, request=a_request(headers={"x-role": "decode"}))
-
-    scores = any_plugin(scorer).score(cycle)
-
-    assert scores.shape == (len(endpoints),)
-    assert scores.min() >= 0
-    assert scores.max() <= 1
