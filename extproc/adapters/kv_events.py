@@ -232,7 +232,7 @@ class KvEvents:
     async def run(self) -> None:
         """Follow until cancelled."""
         timeout = aiohttp.ClientTimeout(total=3.0)
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(ssl=False)) as session:
+        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(ssl=False, force_close=True)) as session:
             tidied = 0.0
             try:
                 while True:

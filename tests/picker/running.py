@@ -33,6 +33,7 @@ class Engine:
         self.adapters, self.more = [], ""  # names of adapters; lines at the end of the metrics page
         self.asked = 0
         self.address = ""
+        self._open = set()
 
     async def start(self):
         self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
@@ -42,8 +43,11 @@ class Engine:
 
     def stop(self):
         self._server.close()
+        for writer in self._open:
+            writer.transport.abort()
 
     async def _answer(self, reader, writer):
+        self._open.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -56,6 +60,7 @@ class Engine:
                     listed += [{"id": adapter, "parent": self.models[0]} for adapter in self.adapters]
                     body = json.dumps({"data": listed}).encode()
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        self._open.discard(writer)
         writer.close()
 
 
