@@ -284,9 +284,9 @@ def lowest_free(held: Iterable[int], count: int) -> list[int]:
 
 
 def gather(pods: Sequence[Seen], sizes: Mapping[tuple[str, str], int]) -> dict[InstanceKey, Instance]:
-    """Sort the pods of a group into instances; `sizes` says how many pods one of a role and hash has."""
+    """Sort the pods of a group, in order, into instances; `sizes` says how many pods one of a role and hash has."""
     found: dict[InstanceKey, Instance] = {}
-    for pod in sorted(pods, key=lambda pod: (pod.instance, pod.member)):
+    for pod in pods:
         one = found.get(pod.instance)
         if one is None:
             size = sizes.get((pod.instance.role, pod.hash), 0)

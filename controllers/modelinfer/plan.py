@@ -102,7 +102,8 @@ def observed(wanted: Wanted, pods: Iterable[Seen]) -> dict[int, Group]:
     for pod in pods:
         by_group[pod.instance.group].append(pod)
     groups = {}
-    for ordinal, members in by_group.items():
+    for ordinal, unsorted in sorted(by_group.items()):
+        members = sorted(unsorted, key=lambda pod: (pod.instance.role, pod.instance.index, pod.member))
         revision = wanted.update.revision if wanted.by_role else _revision(wanted, members, hashes)
         groups[ordinal] = Group(
             ordinal=ordinal,

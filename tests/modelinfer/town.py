@@ -103,7 +103,7 @@ class Town:
             before = dict(self.pods)
             steps = self.step()
             self.kubelet()
-            if before == self.pods and not steps.create and not steps.delete:
+            if before == self.pods and not (steps.create or steps.delete or steps.look_at):
                 return number
             self.now += FORMING_S / 10
         raise AssertionError(f"not settled: {sorted(self.pods)}")
