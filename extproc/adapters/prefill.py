@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 
 def metrics(counts: Counts, calls: Calls) -> Iterable[Metric]:
-    """Yield the metrics; none before the first such request."""
-    if not counts.requests and not counts.legs:
-        return
+    """Yield the metrics."""
     yield telemetry.counter(
         "matrixinfer_disaggregation",
         "Requests to ModelServers with prefill and decode pods: who performed the prefill leg, or none, and why.",
