@@ -37,7 +37,7 @@ from extproc.adapters.world import KINDS, WorldView
 from extproc.director import Director, World
 from extproc.errors import ConfigError
 from extproc.kvcache.index import PrefixIndex
-from extproc.scheduling import config
+from extproc.scheduling import config, topology
 from extproc.scheduling.endpoints import EndpointTable
 from extproc.tokens.blocks import Counts
 from extproc.traffic.ledger import Ledger
@@ -96,6 +96,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="settle by the ext_proc stream: for gateways that send no access log here; dearer for each request",
     )
+    add("--topology", default="", help="where this picker runs: host=a,rack=b,zone=c,region=d, any of them")
     add("--access-log", action="store_true", help="log every request; otherwise only what went wrong")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser.parse_args(argv)
@@ -110,6 +111,7 @@ class _Picker:
         self._in_force = self._settings.current
         self._watch = custom.Watch()
         table = EndpointTable()
+        table.home = topology.told(args.topology)
         self._exact = settings.exact_index(self._settings.current, secret=secrets.randbits(64))
         self._world = World(table, Pools(table), Ledger(table), _index(self._settings.current), self._exact)
         numbers, process = itertools.count(1), secrets.token_hex(4)

@@ -37,6 +37,14 @@ def read(text: str) -> Place:
     return Place(**{name: found.get(name, "") for name in LEVELS})
 
 
+def told(text: str) -> Place:
+    """Read the same from someone who can be asked to write it right. Raises ValueError."""
+    names = [pair.partition("=")[0].strip() for pair in text.split(",") if pair.strip()]
+    if any(name not in LEVELS for name in names) or len(set(names)) < len(names) or len(names) != text.count("="):
+        raise ValueError(f"a place is host=a,rack=b,zone=c,region=d, each at most once, not {text!r}")
+    return read(text)
+
+
 def place(labels: Mapping[str, str], names: Place, node: str) -> Place:
     """Return where a pod stands by its labels, which are called `names`; `node` is its host if no label tells it."""
     found = Place(*(labels.get(name, "") for name in names))

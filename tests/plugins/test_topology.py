@@ -77,6 +77,19 @@ def test_the_filter_leaves_all_where_nobody_is_near_or_nothing_is_known():
     assert near("", plugin=TopologyAffinityFilter) == [True] * 6
 
 
+@pytest.mark.parametrize(
+    ("text", "place"), [("", Place()), ("zone=z1, host=h1", Place(host="h1", zone="z1")), ("rack=", Place())]
+)
+def test_the_pickers_own_place_is_read(text, place):
+    assert topology.told(text) == place
+
+
+@pytest.mark.parametrize("text", ["z1", "zone", "zome=z1", "zone=a,zone=b", "zone=a=b"])
+def test_a_place_that_is_written_wrong_is_refused(text):
+    with pytest.raises(ValueError, match="a place is host=a,rack=b,zone=c,region=d"):
+        topology.told(text)
+
+
 @given(st.text(max_size=60))
 def test_any_header_is_read(text):
     assert isinstance(topology.read(text), Place)
