@@ -1,5 +1,6 @@
 # Two commands matter: `make run` and `make test`. Both set everything up first, in seconds the second time.
-PYTHON ?= python3.11
+# The first of these that works. A distribution's is built with profile-guided optimisation: it decides a fifth faster.
+PYTHON ?= /usr/bin/python3.11 python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -56,9 +57,11 @@ clean:
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .state
 
 $(STAMP): requirements-dev.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: apt-get install python3.11 python3.11-venv, or set PYTHON=" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { apt-get update -q && apt-get install -qy python3.11-venv; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || for python in $(PYTHON); do command -v $$python >/dev/null || continue; \
+	  $$python -c 'import ensurepip' 2>/dev/null || \
+	    timeout 120 sh -c 'apt-get update -q && apt-get install -qy python3.11-venv' >/dev/null 2>&1 || continue; \
+	  echo $$python -m venv $(VENV); $$python -m venv $(VENV) && break; done
+	@test -x $(BIN)/python || { echo "no Python 3.11: apt-get install python3.11 python3.11-venv, or set PYTHON=" >&2; exit 1; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
