@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Final
 
-from matrixinfer.cli.simulate.run import run
+from matrixinfer.cli.simulate.simulation import run
 from matrixinfer.cli.simulate.summary import Summary, summary
 
 if TYPE_CHECKING:

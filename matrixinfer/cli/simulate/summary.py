@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from matrixinfer.cli.simulate.cluster import Slo
-    from matrixinfer.cli.simulate.run import Record
+    from matrixinfer.cli.simulate.simulation import Record
     from matrixinfer.cli.simulate.trace import Trace
 
 
