@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -60,8 +59,6 @@ class _Following:
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._replay: zmq.Socket[bytes] | None = None
-        self._replayed: deque[tuple[int, bytes]] = deque()
-        self._ended = False
         self._timeout: asyncio.TimerHandle | None = None
         self._cool_until = -1e9
         self._pending: asyncio.Handle | None = None
@@ -73,7 +70,7 @@ class _Following:
         self._loop.add_reader(self._monitor.FD, self._watched)
         self._loop.add_reader(self._events.FD, self._work)
         self._events.connect(source.address)
-        self._soon()
+        self._loop.call_soon(self._watched)  # a descriptor speaks up once its socket was looked at
 
     def close(self) -> None:
         """Follow it no more; what it holds is forgotten."""
@@ -232,7 +229,9 @@ class KvEvents:
     async def run(self) -> None:
         """Follow until cancelled."""
         timeout = aiohttp.ClientTimeout(total=3.0)
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(ssl=False, force_close=True)) as session:
+        async with aiohttp.ClientSession(
+            timeout=timeout, connector=aiohttp.TCPConnector(ssl=False, force_close=True)
+        ) as session:
             tidied = 0.0
             try:
                 while True:

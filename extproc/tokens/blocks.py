@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from extproc.tokens import chain
-from extproc.tokens.model import Fault
+from extproc.tokens.model import Fault, bare_ids
 from extproc.types import Prefix, Unread
 
 if TYPE_CHECKING:
@@ -83,17 +83,16 @@ class TokenBlocks:
         """Return the chain over the engine's tokens, or what has to be done for it."""
         tokenizer = self._tokenizers.find(model)
         if tokenizer is None:
-            return self._by_text(request, model, "no-tokenizer")
+            return self._without(request, model)
         try:
             prompt = tokenizer.prompt(request)
             if prompt.ids is not None:
                 return self._by_ids(request, model, prompt, prompt.ids)
             found = tokenizer.encoder.find(prompt.text)
-        except Fault as fault:
+        except (Fault, UnicodeEncodeError) as error:
+            fault = error if isinstance(error, Fault) else Fault("body", "a lone surrogate, which no tokenizer takes")
             self._tokenizers.fault(model, fault)
             return self._by_text(request, model, fault.reason)
-        except UnicodeEncodeError:  # a lone surrogate, which no tokenizer takes
-            return self._by_text(request, model, "body")
         self.counts.known_chars += len(prompt.text) - found.missing
         self.counts.encoded_chars += found.missing
         if found.missing > self._bounds.inline_chars:
@@ -101,6 +100,13 @@ class TokenBlocks:
         made = tokenizer.encoder.encode(found.texts) if found.texts else ()
         ids = tokenizer.around(tokenizer.encoder.joined(found, made), prompt)
         return self._by_ids(request, model, prompt, ids)
+
+    def _without(self, request: InferenceRequest, model: str) -> Prefix:
+        """Do without a tokenizer: a prompt of token ids needs none."""
+        bare = bare_ids(request)
+        if bare is not None and bare.ids is not None:
+            return self._by_ids(request, model, bare, bare.ids)
+        return self._by_text(request, model, "no-tokenizer")
 
     def _aside(
         self, request: InferenceRequest, model: str, tokenizer: ModelTokenizer, prompt: Prompt, found: Found
@@ -144,7 +150,8 @@ class TokenBlocks:
         self.counts.requests["tokens"] += 1
         root = chain.root(model, request.cache_salt)
         hashes = chain.chain(ids, root, self._bounds.block_tokens, self._bounds.max_blocks)
-        return Prefix(hashes, self._bounds.block_tokens, len(ids) + prompt.more, prompt.exact)
+        lasting = (len(ids) - prompt.opening) // self._bounds.block_tokens if prompt.opening else None
+        return Prefix(hashes, self._bounds.block_tokens, len(ids) + prompt.more, prompt.exact, lasting)
 
     def _by_text(self, request: InferenceRequest, model: str, why: str) -> Prefix:
         self.counts.requests[why] += 1

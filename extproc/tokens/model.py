@@ -6,6 +6,7 @@ allow is a `Fault` with its reason: text blocks take the place of token ids then
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -39,6 +40,9 @@ _OWN_RENDERERS: Final = (  # models whose prompts vLLM builds by code of its own
     "inkling",
 )
 _KEPT_TEMPLATES: Final = 16  # of requests that bring their own
+_KEPT_OPENINGS: Final = 256
+_LONG: Final = frozenset({"tools", "documents"})  # arguments that do not change how an answer is opened
+_BARE_IDS: Final = re.compile(rb"\s*\d+\s*(,|$)")
 _PROBE: Final = "a"  # what special tokens are put around
 _EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
 _BY_TEXT: Final = {Api.COMPLETIONS: "prompt", Api.EMBEDDINGS: "input"}
@@ -72,6 +76,15 @@ class Prompt(NamedTuple):
     special: bool  # special tokens are put around the text
     exact: bool  # the ids will be the engine's
     more: int = 0  # tokens of a batch's further prompts
+    opening: int = 0  # tokens at its end that open the answer; the next turn may have others there
+
+
+class Rendered(NamedTuple):
+    """A chat as text."""
+
+    text: str
+    media: bool  # there is more than text in it
+    opening: str  # its end, which opens the answer
 
 
 class ModelTokenizer:
@@ -115,6 +128,7 @@ class ModelTokenizer:
         self.encoder = Encoder(tokenizer, document, memo=memo, number=number, marks=marks)
         self._head, self._tail = _around(tokenizer, settings, self.special_tokens)
         self._no_thinking: str | None = None
+        self._openings: dict[tuple[str, ...], str] = {}
 
     def prompt(self, request: InferenceRequest) -> Prompt:
         """Return what the engine will encode for `request`. Raises Fault."""
@@ -139,14 +153,16 @@ class ModelTokenizer:
             return ids
         return np.concatenate((self._head, ids, self._tail))
 
-    def rendered(self, chat: Chat) -> tuple[str, bool]:
-        """Return the prompt for a chat, and whether it holds more than text. Raises TemplateFault, Fault."""
+    def rendered(self, chat: Chat) -> Rendered:
+        """Return the prompt for a chat. Raises TemplateFault, Fault."""
         if not self._renders:
             raise Fault("unsupported", "the engine builds this model's chat prompts by code of its own")
         template = self._template(chat)
         messages, media = conversation.conversation(chat.messages, template)
         arguments = {**self._defaults, **({"tools": chat.tools} if chat.tools is not None else {}), **chat.arguments}
-        return template.render(messages, arguments, self.special_tokens), media
+        text = template.render(messages, arguments, self.special_tokens)
+        opening = self._opening(template, arguments) if arguments.get("add_generation_prompt") else ""
+        return Rendered(text, media, opening if text.endswith(opening) else "")
 
     def _chat(self, api: Api, body: dict[str, Any]) -> Prompt:
         if api is Api.RESPONSES:
@@ -156,9 +172,10 @@ class ModelTokenizer:
             asked = anthropic.chat(body, leading_system=template.leading_system, no_thinking=self._without_thinking())
         else:
             asked = conversation.chat(body)
-        text, media = self.rendered(asked)
+        text, media, opening = self.rendered(asked)
         special = body.get("add_special_tokens") is True or api is Api.RESPONSES
-        return Prompt(text, None, special, exact=not media and not body.get("truncate_prompt_tokens"))
+        exact = not media and not body.get("truncate_prompt_tokens")
+        return Prompt(text, None, special, exact, opening=len(self.encoder.ids(opening)))
 
     def _native(self, path: str, body: dict[str, Any]) -> Prompt:
         if path == "/generate":
@@ -207,6 +224,26 @@ class ModelTokenizer:
             self._compiled.move_to_end(source)
         return template
 
+    def _opening(self, template: ChatTemplate, arguments: Mapping[str, Any]) -> str:
+        """Return what the template puts behind the messages to open the answer."""
+        key = (template.source, *(f"{name}={arguments[name]!r}" for name in sorted(arguments) if name not in _LONG))
+        opening = self._openings.get(key)
+        if opening is None:
+            short = {name: value for name, value in arguments.items() if name not in _LONG}
+            messages = conversation.conversation([{"role": "user", "content": "Hi"}], template).messages
+            try:
+                whole, without = (
+                    template.render(messages, {**short, "add_generation_prompt": asked}, self.special_tokens)
+                    for asked in (True, False)
+                )
+            except TemplateFault:  # it wants more than this
+                whole = without = ""
+            opening = whole.removeprefix(without) if whole.startswith(without) else ""
+            if len(self._openings) >= _KEPT_OPENINGS:
+                self._openings.clear()
+            self._openings[key] = opening
+        return opening
+
     def _without_thinking(self) -> str:
         """Return the reasoning effort that switches thinking off: "low" where "none" changes nothing, as in vLLM."""
         if self._no_thinking is None:
@@ -217,9 +254,23 @@ class ModelTokenizer:
     def _probe(self, effort: str) -> str | None:
         body = {"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": effort}
         try:
-            return self.rendered(conversation.chat(body))[0]
+            return self.rendered(conversation.chat(body)).text
         except TemplateFault:
             return None
+
+
+def bare_ids(request: InferenceRequest) -> Prompt | None:
+    """Return a prompt that the client sent as token ids, which needs no tokenizer; None for any other."""
+    if request.api is not Api.COMPLETIONS or not _BARE_IDS.match(request.prefix):
+        return None
+    try:
+        body = _object(request.body, "the body")
+        given = body.get("prompt")
+        if not isinstance(given, list) or body.get("suffix") or body.get("prompt_embeds"):
+            return None
+        return Prompt("", _ids(given), special=False, exact=not body.get("truncate_prompt_tokens"))
+    except Fault:
+        return None
 
 
 def _object(text: str | bytes, name: str) -> dict[str, Any]:
