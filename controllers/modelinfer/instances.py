@@ -166,7 +166,7 @@ def _role(  # noqa: PLR0913 - one role's part of `within`
     protected = {one.key for one in standing[: limits.partition]} if wanted.by_role else set()
     outdated = [one for one in standing if wanted.by_role and one.hash != role.hash and one.key not in protected]
     count = role.replicas + min(limits.surge, len(outdated))
-    for one in removable(standing, len(standing) - count, protected):
+    for one in _removable(role, standing, len(standing) - count, protected):
         _remove(work, one, "ScaleDown", f"{role.name} has {role.replicas} replicas")
         standing.remove(one)
     held = {one.key.index for one in standing}
@@ -196,12 +196,16 @@ def _recovered(wanted: Wanted, one: Instance, now: float, work: Work) -> bool:
     return False
 
 
-def removable(standing: Iterable[Instance], excess: int, protected: Iterable[InstanceKey]) -> list[Instance]:
-    """Give those that go first: unprotected, not ready, cheap, of a high index."""
+def _removable(
+    role: RoleShape, standing: Iterable[Instance], excess: int, protected: set[InstanceKey]
+) -> list[Instance]:
+    """Give those that go first: unprotected, not ready, cheap, of an old template, of a high index."""
     if excess <= 0:
         return []
-    spared = set(protected)
-    order = sorted(standing, key=lambda one: (one.key in spared, one.ready, cost(one.live), -one.key.index))
+    order = sorted(
+        standing,
+        key=lambda one: (one.key in protected, one.ready, cost(one.live), one.hash == role.hash, -one.key.index),
+    )
     return order[:excess]
 
 

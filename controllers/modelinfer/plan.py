@@ -143,11 +143,18 @@ def _same_roles(one: Shape, other: Shape) -> bool:
 
 
 def _removable(live: Sequence[Group], excess: int, protected: set[int]) -> list[int]:
-    """Give the groups that go first: unprotected, not ready, cheap, of a high ordinal."""
+    """Give the groups that go first: unprotected, not ready, cheap, of an old revision, of a high ordinal."""
     if excess <= 0:
         return []
     order = sorted(
-        live, key=lambda group: (group.ordinal in protected, group.ready, cost(_live(group)), -group.ordinal)
+        live,
+        key=lambda group: (
+            group.ordinal in protected,
+            group.ready,
+            cost(_live(group)),
+            not group.outdated,
+            -group.ordinal,
+        ),
     )
     return [group.ordinal for group in order[:excess]]
 
