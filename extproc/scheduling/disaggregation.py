@@ -148,7 +148,8 @@ class Disaggregation:
         prefill = among(prefill, prefill.rows[prefill.rows != first.rows[0]])  # nobody is his own partner
         if not len(prefill.rows):
             return None
-        return Pair(self._prefill.schedule(prefill, trace=True), first, group)
+        near = prefill._replace(peer=first.rows[0])
+        return Pair(self._prefill.schedule(near, trace=True), first, group)
 
     def _best_group(self, halves: tuple[Cycle, Cycle], roles: Roles, common: set[str]) -> str:
         """Return the group of the best sum of a prefill and a decode endpoint's score."""

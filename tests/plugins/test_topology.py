@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc import plugins
 from extproc.plugins.topology_affinity_filter import TopologyAffinityFilter
 from extproc.plugins.topology_affinity_scorer import TopologyAffinityScorer
 from extproc.plugins.topology_extractor import Labels
-from extproc.scheduling import topology
+from extproc.scheduling import config, topology
+from extproc.scheduling.disaggregation import roles_by_label
 from extproc.scheduling.topology import Place
 from tests.scheduling.builders import a_cycle, a_plugin, a_request, an_endpoint
 
@@ -25,6 +27,14 @@ EVERYWHERE = (
     an_endpoint(labels={HOST: "h5", REGION: "us"}),
     an_endpoint(),
 )
+CONFIGURATION = """
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins: [{type: disagg-profile-handler}, {type: prefill-filter}, {type: decode-filter}, {type: topology-affinity-scorer}]
+schedulingProfiles:
+- {name: prefill, plugins: [{pluginRef: prefill-filter}, {pluginRef: topology-affinity-scorer}]}
+- {name: decode, plugins: [{pluginRef: decode-filter}]}
+"""
 HERE = "host=h1,rack=r1,zone=z1,region=eu"
 
 
@@ -75,6 +85,17 @@ def test_the_filter_keeps_who_is_near_enough(least, stay):
 def test_the_filter_leaves_all_where_nobody_is_near_or_nothing_is_known():
     assert near("host=h9", plugin=TopologyAffinityFilter) == [True] * 6
     assert near("", plugin=TopologyAffinityFilter) == [True] * 6
+
+
+def test_prefill_is_placed_near_decode():
+    disaggregation = config.build(config.load(config.parse(CONFIGURATION), plugins.BUILTIN)).disaggregation
+    cycle = a_cycle(
+        an_endpoint(node="n2", labels={"llm-d.ai/role": "decode"}),
+        *(an_endpoint(node=f"n{at}", labels={"llm-d.ai/role": "prefill"}) for at in (1, 2, 3)),
+    )
+    pair = disaggregation.pair(cycle, roles_by_label(cycle.table, cycle.rows))
+
+    assert (pair.decode.rows[0], pair.prefill.rows[0]) == (0, 2)
 
 
 @pytest.mark.parametrize(
