@@ -299,8 +299,9 @@ class Director:
             at=cycle.now,
             predicted_cached_tokens=None if cached < 0 else cached,
         )
-        self._world.ledger.open(sent, chain, split.loan if split is not None else None)
-        self._world.index.learn(chain, chosen)
+        lasting = chain[: prefix.lasting]
+        self._world.ledger.open(sent, lasting, split.loan if split is not None else None)
+        self._world.index.learn(lasting, chosen)
         if self._world.exact is not None and prefix.exact:
             self._world.exact.expect(chain, chosen, held=matched, now=cycle.now)
         record = Record(sent, placement.rule, result.trace, prefill=split.told if split is not None else None)

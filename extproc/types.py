@@ -69,6 +69,7 @@ class Prefix(NamedTuple):
     block_tokens: int  # tokens in a block; about, where blocks are cut from text
     tokens: int | None = None  # of the whole prompt, counted; None: nobody counted them
     exact: bool = False  # blocks of token ids, as engines cut them
+    lasting: int | None = None  # blocks that the conversation's next turn has, too; None: all
 
 
 class Unread(NamedTuple):

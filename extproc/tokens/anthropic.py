@@ -96,8 +96,8 @@ def _part(block: Mapping[str, Any], role: str) -> dict[str, Any] | None:
 
 
 def _call(block: Mapping[str, Any]) -> dict[str, Any]:
-    function = {"name": block.get("name") or "", "arguments": json.dumps(block.get("input") or {})}
-    return {"id": block.get("id") or "call", "type": "function", "function": function}
+    function = {"arguments": json.dumps(block.get("input") or {}), "name": block.get("name") or ""}
+    return {"id": block.get("id") or "call", "function": function, "type": "function"}
 
 
 def _results(block: Mapping[str, Any]) -> list[Message]:

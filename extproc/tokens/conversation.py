@@ -99,7 +99,7 @@ def chat(body: Mapping[str, Any]) -> Chat:
     if own["continue_final_message"] and body.get("add_generation_prompt") is None:
         own["add_generation_prompt"] = True  # the default stays, and the two exclude each other
     return Chat(
-        messages=members(body.get("messages"), "messages"),
+        messages=[_typed(one) for one in members(body.get("messages"), "messages")],
         tools=tools(body.get("tools")),
         arguments=arguments(body.get("chat_template_kwargs"), own),
         template=body.get("chat_template") or None,
@@ -252,7 +252,7 @@ def _result(message: Message, content: Any) -> Message:
 
 
 def _call(call: dict[str, Any]) -> dict[str, Any]:
-    """Return a tool call with its arguments as an object (what is none is an empty one), its keys in engines' order."""
+    """Return a tool call with its arguments as an object: what is none is an empty one."""
     function = call.get("function")
     if not isinstance(function, dict) or call.get("type", "function") != "function":
         raise TemplateFault("tool_calls: expected functions")
@@ -262,11 +262,25 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
             given = json.loads(given)
         except ValueError:
             given = None
-    named = {"arguments": given if isinstance(given, dict) else {}, "name": function.get("name")}
-    ordered = {key: call[key] for key in ("id", "function", "type") if key in call}
-    return {**ordered, "function": named | {key: function[key] for key in function if key not in named}} | {
-        key: call[key] for key in call if key not in ordered
-    }
+    return {**call, "function": {**function, "arguments": given if isinstance(given, dict) else {}}}
+
+
+def _typed(message: Message) -> Message:
+    """Return a message of a chat body with the keys of its tool calls in the order that engines' types have."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    return {**message, "tool_calls": [_in_order(_typed_function(call), ("id", "function", "type")) for call in calls]}
+
+
+def _typed_function(call: Any) -> Any:
+    function = call.get("function")
+    return {**call, "function": _in_order(function, ("arguments", "name"))} if isinstance(function, dict) else call
+
+
+def _in_order(value: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return `value` with these keys first."""
+    return {**{key: value[key] for key in keys if key in value}, **value}
 
 
 def _without_billing(content: Any) -> Iterator[Any]:

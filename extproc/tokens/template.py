@@ -111,6 +111,8 @@ class ChatTemplate:
         if not goes_on:
             return self._rendered(messages, values)
         field = goes_on if isinstance(goes_on, str) else "content"
+        if field not in self.source:
+            raise TemplateFault(f"continue_final_message: the template does not read {field}")
         tagged, final = _tagged(messages, field)
         return _cut(self._rendered(tagged, values), final)
 

@@ -30,6 +30,7 @@ TORCH = "torch==2.13.0"
 WITHOUT = {"torch", "torchvision", "torchaudio", "torchcodec"}  # a text model needs none but torch, which stands above
 TOPIC = "kv@127.0.0.1:8101@tiny"  # as recorded
 READY_S = 300
+TESTS = ("tests/simulator/test_contract.py", "tests/engines")
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL_SCRIPT = Path(__file__).with_name("tiny_model.py")
 
@@ -42,7 +43,7 @@ def main() -> int:
     python = install(options.cache)
     make_model(options.cache, python)
     with serving(options.cache, python) as environment:
-        command = [sys.executable, "-m", "pytest", "-m", "engines", "tests/simulator/test_contract.py", *rest]
+        command = [sys.executable, "-m", "pytest", "-m", "engines", *TESTS, *rest]
         return subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **environment}, check=False).returncode
 
 
@@ -121,6 +122,8 @@ def serving(cache: Path, python: Path) -> Iterator[dict[str, str]]:
         *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", "4096", "--block-size", "32"),
         *("--enforce-eager", "--enable-prompt-tokens-details", "--kv-events-config", kv_events),
         *("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8"),
+        # what the token tests ask: templates of their own, the engine's template, what it would prefill
+        *("--trust-request-chat-template", "--enable-tokenizer-info-endpoint", "--enable-scale-out"),
     ]
     environment = {
         **os.environ,
@@ -139,6 +142,7 @@ def serving(cache: Path, python: Path) -> Iterator[dict[str, str]]:
         await_ready(f"http://127.0.0.1:{port}", process, log)
         yield {
             "VLLM_URL": f"http://127.0.0.1:{port}",
+            "VLLM_MODEL": str(cache / "tiny"),
             "VLLM_KV_EVENTS": f"tcp://127.0.0.1:{events}",
             "VLLM_KV_REPLAY": f"tcp://127.0.0.1:{replay}",
             "VLLM_LORA_PATH": str(cache / "lora-a"),
