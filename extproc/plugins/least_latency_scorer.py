@@ -13,6 +13,7 @@ from extproc.scheduling.framework import parameter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -53,6 +54,28 @@ class LeastLatencyScorer:
         elif not np.count_nonzero(times.ttft_known):
             factor = 0.0
         return factor * self._fastest_first(times.ttft_s) + (1.0 - factor) * self._fastest_first(times.tpot_s)
+
+    def score_few(self, cycle: Few) -> list[float]:
+        """Do the same for few."""
+        table, prompt, blocks = cycle.table, cycle.request.prompt_tokens, max(cycle.blocks, 1)
+        missing = [prompt * (1.0 - matched / blocks) for matched in cycle.matched]
+        times = latency.predicted_few(table, cycle.rows, missing, now=cycle.now)
+        if times is None:
+            return self._fastest_few([table.view["inflight"][row] + 1.0 for row in cycle.rows])
+        factor = self.params.ttft_tpot_weight_factor
+        if not any(times.tpot_known):
+            factor = 1.0
+        elif not any(times.ttft_known):
+            factor = 0.0
+        both = zip(self._fastest_few(times.ttft_s), self._fastest_few(times.tpot_s), strict=True)
+        return [factor * ttft + (1.0 - factor) * tpot for ttft, tpot in both]
+
+    def _fastest_few(self, times: list[float]) -> list[float]:
+        slowest, fastest = max(times), min(times)
+        spread = max(slowest - fastest, self.params.min_spread * slowest)
+        if spread <= 0:
+            return [1.0] * len(times)
+        return [1.0 - (each - fastest) / spread for each in times]
 
     def _fastest_first(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
         slowest, fastest = float(times.max()), float(times.min())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from extproc.scheduling.endpoints import Endpoint
     from extproc.scheduling.framework import Cycle
 
+MANY: Final = 65_536  # places that are remembered
 _SCORES: Final = (1.0, 0.2, 0.05, 0.02, 0.0)  # same host, rack, zone, region; none of them
 
 
@@ -59,6 +60,7 @@ class Nearness:
     def __init__(self, labels: Labels, header: str) -> None:
         self._names = Place(labels.hostname, labels.rack, labels.zone, labels.region)
         self._header = header.lower()
+        self._places: dict[str, tuple[Endpoint, Place]] = {}  # by address
 
     def levels(self, cycle: Cycle) -> list[int]:
         """Return the tightest level in common with each candidate, n indexes of `topology.LEVELS`, or FAR."""
@@ -66,7 +68,9 @@ class Nearness:
         if centre == NOWHERE:
             return [FAR] * len(cycle.rows)
         endpoints = cycle.table.endpoints
-        return [topology.level(centre, self._place(endpoints[row])) for row in cycle.rows.tolist()]
+        places = [self._place(endpoints[row]) for row in cycle.rows.tolist()]
+        known = {place: topology.level(centre, place) for place in set(places)}
+        return [known[place] for place in places]
 
     def centre(self, cycle: Cycle) -> Place:
         """Return the place to be near to; NOWHERE if there is none."""
@@ -77,4 +81,14 @@ class Nearness:
         return cycle.table.home
 
     def _place(self, endpoint: Endpoint | None) -> Place:
-        return NOWHERE if endpoint is None else topology.place(endpoint.labels, self._names, endpoint.node)
+        if endpoint is None:
+            return NOWHERE
+        known = self._places.get(endpoint.address)
+        if known is None or known[0] is not endpoint:
+            if len(self._places) > MANY:  # of endpoints that left
+                self._places.clear()
+            known = self._places[endpoint.address] = (
+                endpoint,
+                topology.place(endpoint.labels, self._names, endpoint.node),
+            )
+        return known[1]

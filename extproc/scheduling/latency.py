@@ -7,11 +7,14 @@ long prompts does not pass for a slow one. Not kept by model: an endpoint has on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from itertools import compress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from extproc.scheduling.endpoints import EndpointTable
@@ -82,7 +85,7 @@ def predicted(
     So an endpoint without samples, or with old ones, is tried as if it were the best, but for one request at a time: what is
     in flight there counts at once. An engine shares its time among its requests, so that twice the load takes twice the time.
     """
-    fade = np.exp2((table.latency_at[rows] - now) / HALF_LIFE_S)
+    fade = np.exp2(np.minimum(table.latency_at[rows] - now, 0.0) / HALF_LIFE_S)
     ttft_weight, tpot_weight = table.ttft_samples[rows] * fade, table.tpot_samples[rows] * fade
     ttft_known, tpot_known = ttft_weight > _FADED, tpot_weight > _FADED
     known = ttft_known | tpot_known
@@ -98,6 +101,53 @@ def predicted(
         ttft_known,
         tpot_known,
     )
+
+
+class PredictedFew(NamedTuple):
+    """The same as lists of length n."""
+
+    ttft_s: list[float]
+    tpot_s: list[float]
+    ttft_known: list[bool]
+    tpot_known: list[bool]
+
+
+def predicted_few(table: EndpointTable, rows: list[int], tokens: list[float], *, now: float) -> PredictedFew | None:
+    """Do the same as `predicted` for few."""
+    view = table.view
+    at, load_of = view["latency_at"], view["latency_load"]
+    fades = [2.0 ** (min(at[row] - now, 0.0) / HALF_LIFE_S) for row in rows]
+    ttft_weights = [view["ttft_samples"][row] * fade for row, fade in zip(rows, fades, strict=True)]
+    tpot_weights = [view["tpot_samples"][row] * fade for row, fade in zip(rows, fades, strict=True)]
+    ttft_known, tpot_known = [each > _FADED for each in ttft_weights], [each > _FADED for each in tpot_weights]
+    known = [one or other for one, other in zip(ttft_known, tpot_known, strict=True)]
+    if not any(known):
+        return None
+    usual = sum(load_of[row] for row in compress(rows, known)) / sum(known)
+    loads = []
+    for row, one, other in zip(rows, ttft_weights, tpot_weights, strict=True):
+        weight = max(one, other)
+        loads.append((view["inflight"][row] + 1.0) / max((weight * load_of[row] + usual) / (weight + 1.0), 1.0))
+    ttft = [_expected_ttft(view, row, each) for row, each in zip(rows, tokens, strict=True)]
+    tpot = [view["tpot_s"][row] for row in rows]
+    return PredictedFew(
+        [x * load for x, load in zip(_blended_few(ttft, ttft_weights, ttft_known), loads, strict=True)],
+        [x * load for x, load in zip(_blended_few(tpot, tpot_weights, tpot_known), loads, strict=True)],
+        ttft_known,
+        tpot_known,
+    )
+
+
+def _expected_ttft(view: Mapping[str, memoryview[Any]], row: int, tokens: float) -> float:
+    mean: float = view["ttft_s"][row]
+    slope: float = max(view["ttft_covariance"][row], 0.0) / (view["ttft_variance"][row] + _NOISE_TOKENS**2)
+    usual: float = view["ttft_tokens"][row]
+    return max(mean + slope * (tokens - usual), _LEAST * mean)
+
+
+def _blended_few(measured: list[float], weights: list[float], known: list[bool]) -> list[float]:
+    best = min(compress(measured, known), default=0.0)
+    return [(weight * each + best) / (weight + 1.0) for each, weight in zip(measured, weights, strict=True)]
 
 
 def _blended(
