@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # The numeric columns, each with what stands in the row of an endpoint of which nothing is known.
-_UNKNOWN: Final = {
+COLUMNS: Final = {
     "waiting": 0.0,
     "running": 0.0,
     "kv_usage": 0.0,
@@ -139,14 +139,14 @@ class EndpointTable:
         return row
 
     def _reset(self, row: int) -> None:
-        for name, unknown in _UNKNOWN.items():
+        for name, unknown in COLUMNS.items():
             getattr(self, name)[row] = unknown
         self.models[row] = self.adapters[row] = frozenset()
         self.lora[row] = None
 
     def _views(self) -> dict[str, memoryview[Any]]:
         """Return the columns for reading element by element, which gives plain numbers at a third of the price."""
-        return {name: memoryview(getattr(self, name)) for name in _UNKNOWN}
+        return {name: memoryview(getattr(self, name)) for name in COLUMNS}
 
     def _grow(self) -> None:
         size = len(self.endpoints)
@@ -156,7 +156,7 @@ class EndpointTable:
         self.lora.extend([None] * size)
         self.addresses = np.concatenate([self.addresses, np.full(size, "", dtype=object)])
         self._free.extend(range(2 * size - 1, size - 1, -1))
-        for name, unknown in _UNKNOWN.items():
+        for name, unknown in COLUMNS.items():
             column = getattr(self, name)
             setattr(self, name, np.concatenate([column, np.full_like(column, unknown)]))
         self.view = self._views()
