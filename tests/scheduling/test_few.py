@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from extproc import plugins
 from extproc.scheduling import few
-from extproc.scheduling.endpoints import _UNKNOWN
+from extproc.scheduling.endpoints import COLUMNS
 from extproc.scheduling.framework import Cycle
 from tests.scheduling.builders import a_request, a_table, the_default_scheduler
 
@@ -30,7 +30,7 @@ def cycles(draw):
     size = draw(st.integers(1, 9))
     table = a_table(*({} for _ in range(size)))
     rows = np.array(sorted(draw(st.sets(st.integers(0, size - 1), min_size=1))), dtype=np.intp)
-    for name in _UNKNOWN:
+    for name in COLUMNS:
         values = st.floats(0, 1) if name == "kv_usage" else AMOUNTS
         getattr(table, name)[:size] = draw(st.lists(values, min_size=size, max_size=size))
     blocks = draw(st.integers(0, 40))
