@@ -63,9 +63,9 @@ class LeastLatencyScorer:
         if times is None:
             return self._fastest_few([table.view["inflight"][row] + 1.0 for row in cycle.rows])
         factor = self.params.ttft_tpot_weight_factor
-        if not any(times.tpot_known):
+        if not times.tpot_known:
             factor = 1.0
-        elif not any(times.ttft_known):
+        elif not times.ttft_known:
             factor = 0.0
         both = zip(self._fastest_few(times.ttft_s), self._fastest_few(times.tpot_s), strict=True)
         return [factor * ttft + (1.0 - factor) * tpot for ttft, tpot in both]

@@ -7,7 +7,6 @@ long prompts does not pass for a slow one. Not kept by model: an endpoint has on
 
 from __future__ import annotations
 
-from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -45,23 +44,28 @@ class Predicted(NamedTuple):
 
 def record(table: EndpointTable, row: int, sample: Sample, now: float) -> None:
     """Take a sample of the endpoint in `row` into its means."""
-    fade = float(np.exp2((table.latency_at[row] - now) / HALF_LIFE_S))
-    table.latency_at[row] = now
-    table.ttft_samples[row] *= fade
-    table.tpot_samples[row] *= fade
+    view = table.view
+    ttft_s, ttft_tokens, tpot_s, load = view["ttft_s"], view["ttft_tokens"], view["tpot_s"], view["latency_load"]
+    at = view["latency_at"]
+    fade = 2.0 ** ((at[row] - now) / HALF_LIFE_S)
+    at[row] = now
+    ttft_samples = view["ttft_samples"][row] * fade
+    tpot_samples = view["tpot_samples"][row] * fade
     if sample.ttft_s is not None:
-        table.ttft_samples[row] += 1.0
-        share = 1.0 / table.ttft_samples[row]
-        tokens, time = sample.tokens - table.ttft_tokens[row], sample.ttft_s - table.ttft_s[row]
-        table.ttft_tokens[row] += share * tokens
-        table.ttft_s[row] += share * time
-        table.ttft_variance[row] = (1.0 - share) * (table.ttft_variance[row] + share * tokens * tokens)
-        table.ttft_covariance[row] = (1.0 - share) * (table.ttft_covariance[row] + share * tokens * time)
+        variance, covariance = view["ttft_variance"], view["ttft_covariance"]
+        ttft_samples += 1.0
+        share = 1.0 / ttft_samples
+        tokens, time = sample.tokens - ttft_tokens[row], sample.ttft_s - ttft_s[row]
+        ttft_tokens[row] += share * tokens
+        ttft_s[row] += share * time
+        variance[row] = (1.0 - share) * (variance[row] + share * tokens * tokens)
+        covariance[row] = (1.0 - share) * (covariance[row] + share * tokens * time)
     if sample.tpot_s is not None:
-        table.tpot_samples[row] += 1.0
-        table.tpot_s[row] += (sample.tpot_s - table.tpot_s[row]) / table.tpot_samples[row]
-    if samples := max(table.ttft_samples[row], table.tpot_samples[row]):
-        table.latency_load[row] += (sample.load - table.latency_load[row]) / max(samples, 1.0)
+        tpot_samples += 1.0
+        tpot_s[row] += (sample.tpot_s - tpot_s[row]) / tpot_samples
+    view["ttft_samples"][row], view["tpot_samples"][row] = ttft_samples, tpot_samples
+    if samples := max(ttft_samples, tpot_samples):
+        load[row] += (sample.load - load[row]) / max(samples, 1.0)
 
 
 def expected_ttft(table: EndpointTable, rows: NDArray[np.intp], tokens: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -93,7 +97,7 @@ def predicted(
         return None
     weight = np.maximum(ttft_weight, tpot_weight)
     loads = table.latency_load[rows]
-    usual = (weight * loads + loads[known].mean()) / (weight + 1.0)
+    usual = (weight * loads + np.add.reduce(loads[known]) / np.count_nonzero(known)) / (weight + 1.0)
     load = (table.inflight[rows] + 1.0) / np.maximum(usual, 1.0)
     return Predicted(
         _blended(expected_ttft(table, rows, tokens), ttft_weight, ttft_known) * load,
@@ -104,50 +108,58 @@ def predicted(
 
 
 class PredictedFew(NamedTuple):
-    """The same as lists of length n."""
+    """The same as lists of length n; what is known is told for all together."""
 
     ttft_s: list[float]
     tpot_s: list[float]
-    ttft_known: list[bool]
-    tpot_known: list[bool]
+    ttft_known: bool
+    tpot_known: bool
 
 
 def predicted_few(table: EndpointTable, rows: list[int], tokens: list[float], *, now: float) -> PredictedFew | None:
     """Do the same as `predicted` for few."""
     view = table.view
-    at, load_of = view["latency_at"], view["latency_load"]
-    fades = [2.0 ** (min(at[row] - now, 0.0) / HALF_LIFE_S) for row in rows]
-    ttft_weights = [view["ttft_samples"][row] * fade for row, fade in zip(rows, fades, strict=True)]
-    tpot_weights = [view["tpot_samples"][row] * fade for row, fade in zip(rows, fades, strict=True)]
-    ttft_known, tpot_known = [each > _FADED for each in ttft_weights], [each > _FADED for each in tpot_weights]
-    known = [one or other for one, other in zip(ttft_known, tpot_known, strict=True)]
-    if not any(known):
+    at, ttft_samples, tpot_samples = view["latency_at"], view["ttft_samples"], view["tpot_samples"]
+    tpot_s, load_of, inflight = view["tpot_s"], view["latency_load"], view["inflight"]
+    found: list[tuple[int, float, float, float, float]] = []
+    known_ttft: list[float] = []
+    known_tpot: list[float] = []
+    loads: list[float] = []
+    for row, missing in zip(rows, tokens, strict=True):
+        age = at[row] - now
+        fade = 2.0 ** (age / HALF_LIFE_S) if age < 0 else 1.0
+        ttft_weight, tpot_weight = ttft_samples[row] * fade, tpot_samples[row] * fade
+        ttft, tpot = expected_ttft_at(view, row, missing), tpot_s[row]
+        found.append((row, ttft_weight, tpot_weight, ttft, tpot))
+        if ttft_weight > _FADED:
+            known_ttft.append(ttft)
+        if tpot_weight > _FADED:
+            known_tpot.append(tpot)
+        if ttft_weight > _FADED or tpot_weight > _FADED:
+            loads.append(load_of[row])
+    if not loads:
         return None
-    usual = sum(load_of[row] for row in compress(rows, known)) / sum(known)
-    loads = []
-    for row, one, other in zip(rows, ttft_weights, tpot_weights, strict=True):
-        weight = max(one, other)
-        loads.append((view["inflight"][row] + 1.0) / max((weight * load_of[row] + usual) / (weight + 1.0), 1.0))
-    ttft = [_expected_ttft(view, row, each) for row, each in zip(rows, tokens, strict=True)]
-    tpot = [view["tpot_s"][row] for row in rows]
-    return PredictedFew(
-        [x * load for x, load in zip(_blended_few(ttft, ttft_weights, ttft_known), loads, strict=True)],
-        [x * load for x, load in zip(_blended_few(tpot, tpot_weights, tpot_known), loads, strict=True)],
-        ttft_known,
-        tpot_known,
-    )
+    usual = sum(loads) / len(loads)
+    best_ttft, best_tpot = min(known_ttft, default=0.0), min(known_tpot, default=0.0)
+    ttfts: list[float] = []
+    tpots: list[float] = []
+    for row, ttft_weight, tpot_weight, ttft, tpot in found:
+        weight = max(ttft_weight, tpot_weight)
+        load = (inflight[row] + 1.0) / max((weight * load_of[row] + usual) / (weight + 1.0), 1.0)
+        ttfts.append((ttft_weight * ttft + best_ttft) / (ttft_weight + 1.0) * load)
+        tpots.append((tpot_weight * tpot + best_tpot) / (tpot_weight + 1.0) * load)
+    return PredictedFew(ttfts, tpots, bool(known_ttft), bool(known_tpot))
 
 
-def _expected_ttft(view: Mapping[str, memoryview[Any]], row: int, tokens: float) -> float:
+def expected_ttft_at(view: Mapping[str, memoryview[Any]], row: int, tokens: float) -> float:
+    """Do the same as `expected_ttft` for one endpoint, by the table's view."""
     mean: float = view["ttft_s"][row]
-    slope: float = max(view["ttft_covariance"][row], 0.0) / (view["ttft_variance"][row] + _NOISE_TOKENS**2)
+    covariance: float = view["ttft_covariance"][row]
+    if covariance <= 0:
+        return mean
+    slope: float = covariance / (view["ttft_variance"][row] + _NOISE_TOKENS**2)
     usual: float = view["ttft_tokens"][row]
     return max(mean + slope * (tokens - usual), _LEAST * mean)
-
-
-def _blended_few(measured: list[float], weights: list[float], known: list[bool]) -> list[float]:
-    best = min(compress(measured, known), default=0.0)
-    return [(weight * each + best) / (weight + 1.0) for each, weight in zip(measured, weights, strict=True)]
 
 
 def _blended(
