@@ -116,7 +116,7 @@ class Tokenizers:
         )
         yield telemetry.counter(
             "matrixinfer_tokenizer_loads",
-            "Tokenizers read.",
+            "Tokenizers read, at the start and when their files change.",
             {("ok",): self.loads, ("failed",): self.failures},
             ("result",),
         )
@@ -127,15 +127,15 @@ class Tokenizers:
             ("prefix",),
         )
         yield telemetry.counter(
-            "matrixinfer_tokenizer_characters",
-            "Characters of prompts: known by pieces, or encoded.",
-            {("known",): counts.known_chars, ("encoded",): counts.encoded_chars},
+            "matrixinfer_tokenizer_bytes",
+            "Bytes of prompts: known by pieces, or encoded.",
+            {("known",): counts.known_bytes, ("encoded",): counts.encoded_bytes},
             ("source",),
         )
         yield telemetry.gauge(
-            "matrixinfer_tokenizer_pending_characters",
-            "Characters being encoded beside the loop.",
-            counts.pending_chars,
+            "matrixinfer_tokenizer_pending_bytes",
+            "Bytes of prompts being encoded beside the loop.",
+            counts.pending_bytes,
         )
         yield telemetry.gauge("matrixinfer_tokenizer_memo_bytes", "Memory of remembered pieces.", self.memo.bytes)
 

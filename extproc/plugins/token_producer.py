@@ -45,9 +45,9 @@ class TokenProducer:
     adapter, that of its base model. Without a tokenizer a model has text blocks,
     and with `enabled` false every model.
     `hubCache` "": $HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub. `blockSizeTokens` 0: as the prefix
-    index's. `memoMiB` 128: ids of pieces of text, some twenty million tokens. `inlineChars` 4096: more unknown text is
-    encoded beside the loop (4096 characters take a millisecond). `maxPendingMiB` 8: characters waiting to be encoded;
-    requests beyond have text blocks. `recheckSeconds` 10: how often files are looked at, and what failed is tried again.
+    index's. `memoMiB` 64: ids of pieces of text, some twelve million tokens. `inlineBytes` 4096: more unknown text is
+    encoded beside the loop (4096 bytes take a millisecond). `maxPendingMiB` 2: text waiting to be encoded, about 0.7
+    seconds of a core; requests beyond have text blocks. `recheckSeconds` 10: how often files are looked at, and what failed is tried again.
     Upstream's `vllm` and `udsTokenizerConfig` name a server that each request would wait for: refused by name.
     Source: llm-d's token-producer, whose default (`estimate`) is what text blocks are.
     """
@@ -71,9 +71,9 @@ class TokenProducer:
         hub_cache: str = ""
         enabled: bool = True
         block_size_tokens: int = parameter(0, minimum=0, maximum=4096)
-        memo_mib: int = parameter(128, minimum=1, name="memoMiB")
-        inline_chars: int = parameter(4096, minimum=0)
-        max_pending_mib: int = parameter(8, minimum=1, name="maxPendingMiB")
+        memo_mib: int = parameter(64, minimum=1, name="memoMiB")
+        inline_bytes: int = parameter(4096, minimum=0)
+        max_pending_mib: int = parameter(2, minimum=1, name="maxPendingMiB")
         recheck_seconds: float = parameter(10.0, minimum=0.1)
 
         @property
@@ -82,7 +82,7 @@ class TokenProducer:
             return self.memo_mib * _MIB
 
         @property
-        def pending_chars(self) -> int:
+        def pending_bytes(self) -> int:
             """Bound of the text that waits to be encoded."""
             return self.max_pending_mib * _MIB
 

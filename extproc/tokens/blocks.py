@@ -1,7 +1,7 @@
 """Token blocks: a request's prefix as the engine's own token ids, in a chain; text blocks where there are none.
 
-The loop looks pieces up and encodes little ones; more than `inline_chars` of unknown text is encoded beside the loop, and
-more than `pending_chars` of it is not waited for. Text blocks take the place of token blocks for that request then, as
+The loop looks pieces up and encodes little ones; more than `inline_bytes` of unknown text is encoded beside the loop, and
+more than `pending_bytes` of it is not waited for. Text blocks take the place of token blocks for that request then, as
 they do for a model without a tokenizer and a body that a template refuses. Requests that bring the same unknown text at
 once have it encoded once.
 """
@@ -40,14 +40,14 @@ class Tokenizers(Protocol):
 class Bounds:
     """How prompts are cut, and how much is done where.
 
-    `inline_chars`: 4096 take the loop about a millisecond, a thread more than it saves. `pending_chars`: 8 MiB are some
-    three seconds of one core.
+    `inline_bytes`: 4096 take the loop about a millisecond, a thread more than it saves. `pending_bytes`: 2 MiB are about
+    0.7 seconds of one core, the longest that a request waits for the texts of others.
     """
 
     block_tokens: int = 16
     max_blocks: int = 8192
-    inline_chars: int = 4096
-    pending_chars: int = 8 << 20
+    inline_bytes: int = 4096
+    pending_bytes: int = 2 << 20
 
 
 @dataclass(slots=True)
@@ -56,9 +56,9 @@ class Counts:
 
     # by what their prefix is: "tokens", "no-tokenizer", "busy", a fault's reason
     requests: Counter[str] = field(default_factory=Counter)
-    pending_chars: int = 0  # being encoded beside the loop
-    encoded_chars: int = 0
-    known_chars: int = 0
+    pending_bytes: int = 0  # being encoded beside the loop
+    encoded_bytes: int = 0
+    known_bytes: int = 0
 
 
 class _Job(NamedTuple):
@@ -93,9 +93,9 @@ class TokenBlocks:
             fault = error if isinstance(error, Fault) else Fault("body", "a lone surrogate, which no tokenizer takes")
             self._tokenizers.fault(model, fault)
             return self._by_text(request, model, fault.reason)
-        self.counts.known_chars += len(prompt.text) - found.missing
-        self.counts.encoded_chars += found.missing
-        if found.missing > self._bounds.inline_chars:
+        self.counts.known_bytes += found.size - found.missing
+        self.counts.encoded_bytes += found.missing
+        if found.missing > self._bounds.inline_bytes:
             return self._aside(request, model, tokenizer, prompt, found)
         made = tokenizer.encoder.encode(found.texts) if found.texts else ()
         ids = tokenizer.around(tokenizer.encoder.joined(found, made), prompt)
@@ -118,12 +118,13 @@ class TokenBlocks:
         for key, text in zip(found.keys, found.texts, strict=True):
             if key not in jobs and key not in mine:
                 mine[key] = _Job(text, [])
-        chars = sum(len(job.text) for job in mine.values())
-        if self.counts.pending_chars + chars > self._bounds.pending_chars:
+        size = found.missing if mine else 0
+        pending = self.counts.pending_bytes
+        if pending and pending + size > self._bounds.pending_bytes:  # a text alone may be as long as it is
             return self._by_text(request, model, "busy")
         jobs.update(mine)
         wanted = [jobs[key] for key in found.keys]
-        self.counts.pending_chars += chars
+        self.counts.pending_bytes += size
 
         def work() -> list[TokenIds]:
             todo = {id(job): job for job in wanted if not job.made}
@@ -132,7 +133,7 @@ class TokenBlocks:
             return [job.made[0] for job in wanted]
 
         def over() -> None:
-            self.counts.pending_chars -= chars
+            self.counts.pending_bytes -= size
             for key in mine:
                 jobs.pop(key, None)
 

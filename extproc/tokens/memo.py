@@ -56,8 +56,8 @@ class Tokenizer(Protocol):
 class Memo:
     """Pieces of text and their ids, the least recently used given up first. One owner; used on the loop only."""
 
-    def __init__(self, most_bytes: int = 128 << 20) -> None:
-        """`most_bytes`: 128 MiB hold some twenty million tokens, 200 prompts of 100k."""
+    def __init__(self, most_bytes: int = 64 << 20) -> None:
+        """`most_bytes`: 64 MiB hold some twelve million tokens, 120 prompts of 100k that share nothing."""
         self.most_bytes = most_bytes
         self.bytes = 0
         self._ids: OrderedDict[bytes, TokenIds] = OrderedDict()
@@ -89,7 +89,8 @@ class Found(NamedTuple):
     ids: list[TokenIds | None]
     keys: list[bytes]  # of the others
     texts: list[str]
-    missing: int  # characters in the others
+    missing: int  # bytes (UTF-8) in the others
+    size: int  # and in all
 
 
 class Encoder:
@@ -121,20 +122,22 @@ class Encoder:
         found: list[TokenIds | None] = []
         keys: list[bytes] = []
         texts: list[str] = []
-        missing = 0
+        missing = size = 0
         get, number = self._memo.get, self._number
         begin = 0
         plain = memoryview(text.encode()) if text.isascii() else None  # characters are bytes: none is copied
         for end in self._ends(text):
-            key = xxh3_128_digest(plain[begin:end] if plain is not None else text[begin:end].encode(), number)
+            piece = plain[begin:end] if plain is not None else text[begin:end].encode()
+            key = xxh3_128_digest(piece, number)
             ids = get(key)
             found.append(ids)
             if ids is None:
                 keys.append(key)
                 texts.append(text[begin:end])
-                missing += end - begin
+                missing += len(piece)
+            size += len(piece)
             begin = end
-        return Found(found, keys, texts, missing)
+        return Found(found, keys, texts, missing, size)
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """Encode without special tokens; takes about 0.3 µs a character and, but for its end, no GIL."""

@@ -41,6 +41,8 @@ _OWN_RENDERERS: Final = (  # models whose prompts vLLM builds by code of its own
 )
 _KEPT_TEMPLATES: Final = 16  # of requests that bring their own
 _KEPT_OPENINGS: Final = 256
+_MOST_BYTES: Final = 8 << 20  # of a body: two million tokens, or a few photographs
+_MOST_MESSAGES: Final = 2000  # templates take 2 to 20 µs for each
 _LONG: Final = frozenset({"tools", "documents"})  # arguments that do not change how an answer is opened
 _BARE_IDS: Final = re.compile(rb"\s*\d+\s*(,|$)")
 _PROBE: Final = "a"  # what special tokens are put around
@@ -132,6 +134,8 @@ class ModelTokenizer:
 
     def prompt(self, request: InferenceRequest) -> Prompt:
         """Return what the engine will encode for `request`. Raises Fault."""
+        if len(request.body) > _MOST_BYTES:
+            raise Fault("too-long", "the body is too long to be taken apart while others wait")
         body = _object(request.body, "the body")
         if request.api is Api.NATIVE:
             return self._native(request.path, body)
@@ -157,6 +161,8 @@ class ModelTokenizer:
         """Return the prompt for a chat. Raises TemplateFault, Fault."""
         if not self._renders:
             raise Fault("unsupported", "the engine builds this model's chat prompts by code of its own")
+        if len(chat.messages) > _MOST_MESSAGES:
+            raise Fault("too-long", f"there are more than {_MOST_MESSAGES} messages")
         template = self._template(chat)
         messages, media = conversation.conversation(chat.messages, template)
         arguments = {**self._defaults, **({"tools": chat.tools} if chat.tools is not None else {}), **chat.arguments}

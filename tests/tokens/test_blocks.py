@@ -70,7 +70,7 @@ def test_long_unknown_text_is_read_beside_the_loop_and_known_then():
 
     assert isinstance(first, Unread)
     assert blocks.prefix(a_request(body), "demo") == read
-    assert blocks.counts.pending_chars == 0
+    assert blocks.counts.pending_bytes == 0
     assert read.tokens == len(tiny.a_model().encoder.ids(tiny.a_model().prompt(a_request(body)).text))
 
 
@@ -97,11 +97,11 @@ def test_a_sibling_whose_twin_left_encodes_for_itself():
     first.otherwise()
 
     assert finished(second).exact
-    assert blocks.counts.pending_chars == 0
+    assert blocks.counts.pending_bytes == 0
 
 
 def test_too_much_waiting_text_has_text_blocks():
-    blocks = some_blocks(pending_chars=40_000)
+    blocks = some_blocks(pending_bytes=40_000)
     waiting = blocks.prefix(a_request({"messages": [turn(fresh(30_000, 4))]}), "demo")
 
     refused = blocks.prefix(a_request({"messages": [turn(fresh(30_000, 5))]}), "demo")
@@ -110,6 +110,20 @@ def test_too_much_waiting_text_has_text_blocks():
     assert blocks.counts.requests["busy"] == 1
     finished(waiting)
     assert isinstance(blocks.prefix(a_request({"messages": [turn(fresh(30_000, 5))]}), "demo"), Unread)
+
+
+def test_one_text_is_never_too_long_to_wait_for():
+    assert isinstance(
+        some_blocks(pending_bytes=1).prefix(a_request({"messages": [turn(fresh(30_000, 9))]}), "demo"), Unread
+    )
+
+
+@pytest.mark.parametrize("messages", [[turn("x")] * 2001, [turn("x" * (8 << 20))]], ids=["messages", "bytes"])
+def test_what_takes_the_loop_too_long_has_text_blocks(messages):
+    blocks = some_blocks()
+
+    assert blocks.prefix(a_request({"messages": messages}), "demo").tokens is None
+    assert blocks.counts.requests == {"too-long": 1}
 
 
 def test_token_ids_are_taken_as_they_are():
@@ -181,18 +195,18 @@ def test_a_busy_picker_decides_by_text():
         story.throw(Busy())
 
     assert json.loads(end.value.value.explanation)["prefix"] == "text"
-    assert stage.blocks.counts.pending_chars == 0
+    assert stage.blocks.counts.pending_bytes == 0
 
 
 def test_a_client_that_leaves_takes_its_text_along():
     stage = a_stage()
     story = stage.director.decide(a_chat(fresh(20_000, 8)))
     next(story)
-    assert stage.blocks.counts.pending_chars > 0
+    assert stage.blocks.counts.pending_bytes > 0
 
     story.close()
 
-    assert stage.blocks.counts.pending_chars == 0
+    assert stage.blocks.counts.pending_bytes == 0
 
 
 def test_the_next_turn_finds_the_endpoint_of_the_turn_before():
