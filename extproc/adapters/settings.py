@@ -125,8 +125,8 @@ def token_blocks(current: config.Config, tokenizers: Tokenizers, counts: Counts)
     bounds = Bounds(
         block_tokens=block_tokens(current),
         max_blocks=current.prefix.max_blocks,
-        inline_chars=params.inline_chars,
-        pending_chars=params.pending_chars,
+        inline_bytes=params.inline_bytes,
+        pending_bytes=params.pending_bytes,
     )
     return TokenBlocks(tokenizers, blocks(current), bounds, counts)
 
