@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from extproc.scheduling import latency
 from extproc.scheduling.latency import Sample
 from extproc.traffic.ledger import End
@@ -31,12 +29,11 @@ def learn(table: EndpointTable, settlement: Settlement, now: float) -> None:
     if row is None or outcome is None or outcome.attempts > 1 or outcome.status not in _OK:
         return
     tokens = _computed(settlement.sent, outcome)
-    load = int(table.inflight[row]) + 1
+    load = table.view["inflight"][row] + 1
     if settlement.sent.stream:
         sample = _streamed(outcome, tokens, load)
     elif settlement.end is End.COMPLETE:
-        known = latency.expected_ttft(table, np.array([row]), np.array([tokens]))
-        sample = _in_one_piece(outcome, tokens, load, float(known[0]))
+        sample = _in_one_piece(outcome, tokens, load, latency.expected_ttft_at(table.view, row, tokens))
     else:
         return
     latency.record(table, row, sample, now)

@@ -125,16 +125,16 @@ class Ledger:
         """Count a prefill leg of so many tokens at `address`, until it is given back."""
         loan = Loan(self._table.row(address), tokens)
         if loan.row is not None:
-            self._table.inflight[loan.row] += 1
-            self._table.inflight_tokens[loan.row] += tokens
+            self._table.view["inflight"][loan.row] += 1
+            self._table.view["inflight_tokens"][loan.row] += tokens
             self._loans.add(loan)
         return loan
 
     def give_back(self, loan: Loan) -> None:
         """End a prefill leg; a second time does nothing."""
         if loan.row is not None:
-            self._table.inflight[loan.row] -= 1
-            self._table.inflight_tokens[loan.row] -= loan.tokens
+            self._table.view["inflight"][loan.row] -= 1
+            self._table.view["inflight_tokens"][loan.row] -= loan.tokens
             loan.row = None
         self._loans.discard(loan)
 
@@ -155,8 +155,8 @@ class Ledger:
             raise ValueError(f"ticket {sent.ticket} is open already")
         row = self._table.row(sent.endpoints[0])
         if row is not None:
-            self._table.inflight[row] += 1
-            self._table.inflight_tokens[row] += sent.prompt_tokens
+            self._table.view["inflight"][row] += 1
+            self._table.view["inflight_tokens"][row] += sent.prompt_tokens
         self._open[sent.ticket] = _Open(sent, array("Q", chain), row, loan)
         self.counts.opened += 1
 
@@ -209,8 +209,8 @@ class Ledger:
             self.give_back(opened.loan)
         row = opened.row
         if row is not None:
-            self._table.inflight[row] -= 1
-            self._table.inflight_tokens[row] -= opened.sent.prompt_tokens
+            self._table.view["inflight"][row] -= 1
+            self._table.view["inflight_tokens"][row] -= opened.sent.prompt_tokens
         self._ended.add(opened.sent.ticket)
         self._ended_order.append(opened.sent.ticket)
         if len(self._ended_order) > _REMEMBERED:
