@@ -176,6 +176,20 @@ def test_a_penalty_of_zero_always_sticks():
     assert a_plugin(PrefixCacheAffinityFilter, max_ttft_penalty_ms=0).keep(cycle).tolist() == [True, False]
 
 
+def test_an_endpoint_that_is_predicted_to_be_slow_is_let_go():
+    def holding(seconds, **facts):
+        return an_endpoint(ttft=seconds, ttft_samples=1e9, load=1, measured_at=100.0, **facts)
+
+    learned = a_plugin(PrefixCacheAffinityFilter, ttft_source="latencyPredictor", max_ttft_penalty_ms=500)
+    slow = a_cycle(holding(0.8, matched=10), holding(0.2), blocks=10)
+    fine = a_cycle(holding(0.6, matched=10), holding(0.2), blocks=10)
+    unknown = a_cycle(an_endpoint(matched=10), an_endpoint(), blocks=10)
+
+    assert learned.keep(slow).tolist() == [True, True]
+    assert learned.keep(fine).tolist() == [True, False]
+    assert learned.keep(unknown).tolist() == [True, False]
+
+
 def test_some_requests_explore():
     one = a_plugin(PrefixCacheAffinityFilter, exploration_probability=0.25)
     cycle = a_cycle(an_endpoint(matched=10), an_endpoint(), blocks=10)

@@ -335,7 +335,7 @@ def parameters(plugin, **given):
             {"maxTtftPenaltyMs": 1},
             "parameters.maxTtftPenaltyMs: unknown parameter; did you mean maxTTFTPenaltyMs",
         ),
-        ("prefix-cache-affinity-filter", {"ttftSource": "latencyPredictor"}, "use prefillThroughput with"),
+        ("prefix-cache-affinity-filter", {"ttftSource": "x"}, "must be prefillThroughput or latencyPredictor, not 'x'"),
         (
             "prefix-cache-affinity-filter",
             {"prefixMatchInfoProducerName": "other"},
