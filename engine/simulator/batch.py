@@ -132,7 +132,7 @@ class Batch:
             self.running.remove(sequence)
             self.blocks.release(sequence.blocks)
             sequence.blocks = []
-        else:
+        elif sequence in self.waiting:  # else its blocks have not come from another engine yet
             self.waiting.remove(sequence)
 
     def start(self, now: float) -> float | None:

@@ -54,7 +54,7 @@ class Control:
                 "preemptions": state.counters.preemptions,
                 "loras": [name for name, _ in self._serving.adapters.items()],
                 "failures": self._failures(),
-                "transfers": self._serving.transfers.counts if self._serving.transfers is not None else None,
+                "transfers": self._serving.transfers.state() if self._serving.transfers is not None else None,
             },
         )
 

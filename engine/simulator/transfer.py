@@ -145,6 +145,10 @@ class Transfers:
         """Of the side channel."""
         return self.config.port if self._server is None else self._server.port
 
+    def state(self) -> dict[str, int]:
+        """Give what has been counted, and where the side channel is."""
+        return {**self.counts, "kept": len(self._offers), "port": self.port}
+
     # ---- what a request asks for
 
     def wanted(self, body: Body, request_id: str) -> Want:

@@ -316,8 +316,10 @@ def events(body: bytes) -> list[str]:
 
 
 @asynccontextmanager
-async def running(directory: Path, *documents: str, **config: Any) -> AsyncIterator[World]:
-    """A stack that serves `documents`, in one file for each."""
+async def running(
+    directory: Path, *documents: str, ready_s: float = PATIENCE_S, **config: Any
+) -> AsyncIterator[World]:
+    """A stack that serves `documents`, in one file for each; `ready_s`: how long its start may take."""
     write(directory, documents)
     settings = Config(
         directory=directory,
@@ -332,7 +334,7 @@ async def running(directory: Path, *documents: str, **config: Any) -> AsyncItera
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http, Stack(settings) as stack:
-        await stack.ready()
+        await stack.ready(ready_s)
         yield World(stack, directory, http, stack.pids())
 
 
