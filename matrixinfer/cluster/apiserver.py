@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,10 +22,10 @@ import pykube.http
 import requests
 import requests.utils
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from matrixinfer.api import kinds
 from matrixinfer.cluster import apiserver_calls as calls
+from matrixinfer.cluster import apiserver_connections as connections
 from matrixinfer.cluster.apiserver_calls import Answer, Call
 from matrixinfer.cluster.apiserver_watch import Stream
 from matrixinfer.cluster.clock import boottime
@@ -56,15 +54,6 @@ _UNAUTHORIZED: Final = 401
 _TOO_MANY: Final = 429
 _TRIES: Final = 5  # of what the server refuses without doing it, and of a write that others keep overtaking
 _WATCHES_AT_MOST: Final = 256
-_SEND_WITHIN_S: Final = 0.5  # of asking whether writing is allowed
-# A peer that is gone is noticed within half a minute, where nothing is said for long.
-_SOCKET_OPTIONS: Final = [
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,13 +303,16 @@ class ApiServer:
     def _send(self, call: Call, patience_s: float) -> requests.Response:
         presented = self._access.identity.present()
         query = dict(call.query)
+        connections.sending.before = float("inf")
         if call.writes:
             if self._remaining is not None and call.kind != kinds.LEASE:
-                patience_s = min(patience_s, self._remaining() - _SEND_WITHIN_S)
-                if patience_s <= 0:
+                left_s = self._remaining()
+                if left_s <= 0:
                     raise NotLeader("the lease is over: nothing may be written until it is held again")
+                connect_s = left_s / 4  # a part for opening a connection, the rest for the server
+                connections.sending.before = boottime() + connect_s
+                patience_s = min(patience_s, left_s - connect_s)
             query["timeout"] = f"{int(patience_s * 1000) + 1}ms"  # the server gives up by then, too
-        _sending.before = boottime() + _SEND_WITHIN_S if "timeout" in query and self._remaining else float("inf")
         options: dict[str, Any] = {"cert": presented.certificate} if presented.certificate else {}
         response: requests.Response = self._http.request(
             call.method,
@@ -355,47 +347,13 @@ def _cause(error: BaseException) -> str:
 # The connection under pykube-ng
 
 
-class _Sending(threading.local):
-    """Until when the request of this thread may leave: opening a connection may have taken long."""
-
-    before: float = float("inf")
-
-
-_sending = _Sending()
-
-
-class _Punctual:
-    """Keeps a request back whose time is over."""
-
-    def request(self, *arguments: Any, **more: Any) -> None:
-        if boottime() > _sending.before:
-            raise urllib3.exceptions.ConnectTimeoutError("connecting took too long for a write under a lease")
-        super().request(*arguments, **more)  # type: ignore[misc]  # mixed into urllib3's connections
-
-
-class _Connection(_Punctual, HTTPConnection):
-    pass
-
-
-class _TlsConnection(_Punctual, HTTPSConnection):
-    pass
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
 class _Adapter(pykube.http.KubernetesHTTPAdapter):  # type: ignore[misc]  # pykube-ng has no types
     """Connections that notice a dead peer, and send no write late."""
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         """Build the pools of connections."""
-        super().init_poolmanager(*arguments, socket_options=_SOCKET_OPTIONS, **options)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        super().init_poolmanager(*arguments, socket_options=connections.SOCKET_OPTIONS, **options)
+        self.poolmanager.pool_classes_by_scheme = connections.POOLS
 
 
 def _client(access: Access, settings: Settings) -> pykube.HTTPClient:

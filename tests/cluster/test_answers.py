@@ -150,13 +150,13 @@ async def test_a_write_is_bounded_at_the_server_by_the_time_that_is_left():
         return web.json_response(POD)
 
     async with asking(note) as server:
-        server._remaining = lambda: 3.0
+        server._remaining = lambda: 4.0
         await server.create(kinds.POD, POD)
-        server._remaining = lambda: 0.4
+        server._remaining = lambda: 0.0
         with pytest.raises(NotLeader):
             await server.create(kinds.POD, POD)
 
-    assert asked == ["2501ms"]
+    assert asked == ["3001ms"]
 
 
 async def test_newer_credentials_are_shown_where_the_first_were_refused():

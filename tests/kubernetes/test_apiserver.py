@@ -100,8 +100,9 @@ async def test_nothing_is_written_without_the_right_to_but_leases(plane, namespa
 async def test_an_event_is_told_once_and_counted(cluster, look, namespace):
     widget = await cluster.create(WIDGET, a_widget(namespace))
 
-    def reconcile(_key, _world, _now):
-        return Plan((Emit(widget, "Odd", "something is odd", "Warning"),))
+    def reconcile(key, _world, _now):
+        about = (Emit(widget, "Odd", "something is odd", "Warning"),)
+        return Plan(about if key.namespace == namespace else ())
 
     loop = Loop(cluster, Controller("tester", reconcile, {WIDGET: itself(WIDGET)}))
     running = asyncio.create_task(loop.run())

@@ -17,9 +17,16 @@ from matrixinfer.local.hollow import HollowNode
 from matrixinfer.local.node import Node
 from tests.cluster.conformance import eventually
 from tests.kubernetes import control_plane
-from tests.kubernetes.conftest import access, official_client
+from tests.kubernetes.conftest import access, official_client, own_control_plane
 
 QUICKSTART = control_plane.ROOT / "examples" / "quickstart"
+
+
+@pytest.fixture(scope="module")
+def own_plane():
+    """A control plane whose pods are all for the nodes of this module, one node after the other."""
+    with own_control_plane() as plane:
+        yield plane
 
 
 @contextlib.asynccontextmanager

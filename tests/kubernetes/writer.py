@@ -34,7 +34,7 @@ async def write(server: ApiServer, elector: Elector, name: str, lane: int) -> No
 
 
 async def main(kubeconfig: str, name: str) -> None:
-    candidate = Candidate("writers", "default", name, Terms(duration_s=3, every_s=0.3, margin_s=1))
+    candidate = Candidate("writers", "default", name, Terms(duration_s=2, every_s=0.3, margin_s=0.7))
     settings = Settings(user_agent=name)
     async with ApiServer(
         credentials.kubeconfig(kubeconfig), settings, remaining=lambda: candidate.tenure.remaining(boottime())
