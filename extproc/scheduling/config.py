@@ -236,6 +236,8 @@ class _Reader:
                 continue
             role = _role(spec.type)
             weight = given.get("weight")
+            if role == "producer" and weight is None:
+                continue  # upstream's configurations name some here; it does its work for every profile
             if role not in _PLACED:
                 self._problem(
                     f"{where}.pluginRef", f"{spec.name} is no filter, scorer or picker; `plugins` is its place"

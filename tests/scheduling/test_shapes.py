@@ -236,7 +236,15 @@ LOAD = {
             "weighted-random-picker",
             "slo-headroom-tier-filter",
         ],
-        profile("default", "strict", "slo-headroom-tier-filter", "loose", "latency-scorer", "weighted-random-picker"),
+        profile(
+            "default",
+            "predicted-latency-producer",
+            "strict",
+            "slo-headroom-tier-filter",
+            "loose",
+            "latency-scorer",
+            "weighted-random-picker",
+        ),
     ),
     "session affinity": shape(
         [
@@ -292,10 +300,7 @@ REFUSED = {
             ["predicted-latency-producer", "latency-scorer", "latency-slo-admitter"],
             profile("default", "predicted-latency-producer", "latency-scorer"),
         ),
-        [
-            "plugins[2].type: latency-slo-admitter is not supported: requests have no priorities here",
-            "schedulingProfiles[0].plugins[0].pluginRef: predicted-latency-producer is no filter, scorer or picker; `plugins`",
-        ],
+        ["plugins[2].type: latency-slo-admitter is not supported: requests have no priorities here"],
     ),
     "payload-agnostic": (
         shape(
