@@ -174,9 +174,11 @@ class PrefixIndex:
             held[block] = None
 
     def _slots_of(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        if len(rows) and int(rows.max()) >= len(self._slot_of_row):
+        try:
+            return self._slot_of_row[rows]
+        except IndexError:  # rows that have never learned
             self._grow(int(rows.max()))
-        return self._slot_of_row[rows]
+            return self._slot_of_row[rows]
 
     def _take_slot(self, row: int) -> int:
         if row >= len(self._slot_of_row):

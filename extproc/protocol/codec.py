@@ -8,6 +8,7 @@ never set: generated classes and Envoy disagree about it.
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -191,6 +192,14 @@ def _struct_entry(key: bytes, entries: bytes) -> bytes:
     return field(_ENTRY, key + field(_VALUE, field(_STRUCT, entries)))
 
 
+@lru_cache(maxsize=4096)
+def _placed(endpoints: tuple[str, ...], target: str) -> tuple[bytes, bytes]:
+    """Return what a placement is told by, twice: as headers, and as the load balancer's metadata."""
+    listed = ",".join(endpoints).encode()
+    headers = _set_header(_ENDPOINT, listed) + _set_header(_TARGET, target.encode())
+    return headers, _struct_entry(_LB, _string_entry(_ENDPOINT, listed))
+
+
 def admitted(ticket: str) -> bytes:
     """Return the answer that lets the request's headers through, and tells the name under which it will be decided."""
     ours = _string_entry(_OFFERED, ticket.encode())
@@ -210,8 +219,7 @@ def decided(
     `length` becomes content-length; a `body` that replaces a buffered one needs it, or Envoy refuses the answer. With
     `reroute` the gateway looks for the route again; asked after it has sent the headers on, Envoy reports a bug.
     """
-    endpoints = ",".join(decision.endpoints).encode()
-    mutation = _set_header(_ENDPOINT, endpoints) + _set_header(_TARGET, decision.target.encode())
+    mutation, lb = _placed(decision.endpoints, decision.target)
     for name, value in decision.headers:
         mutation += _set_header(_head(name), value.encode())
     if length is not None:
@@ -221,7 +229,7 @@ def decided(
         ours += _string_entry(_USAGE, decision.usage.value.encode())
     if decision.explanation:
         ours += _string_entry(_EXPLANATION, decision.explanation.encode("utf-8", "replace"))
-    metadata = field(_METADATA, _struct_entry(_LB, _string_entry(_ENDPOINT, endpoints)) + _struct_entry(_OURS, ours))
+    metadata = field(_METADATA, lb + _struct_entry(_OURS, ours))
     common = field(_HEADER_MUTATION, mutation) + (_CLEAR_ROUTE_CACHE if reroute else b"")
     outer = _REQUEST_HEADERS if at_headers else _REQUEST_BODY
     if body is None:

@@ -26,6 +26,7 @@ _CHARS_PER_TOKEN: Final = 4
 _SHOWN: Final = 200  # characters of a client's value that a message repeats
 _BOM: Final = b"\xef\xbb\xbf"
 # An image as data URL: its bytes are no text, so they do not count as prompt tokens.
+_EMPTY_LIST: Final = re.compile(rb"\[\s*\]")
 _DATA_URL: Final = re.compile(rb";base64,[A-Za-z0-9+/=\\]+")
 
 
@@ -204,8 +205,11 @@ def _prefix(body: Body, shape: paths.Shape) -> tuple[bytes, int | None]:
             raise errors.BadRequest(f"{' or '.join(shape.needs)} is required", param=shape.needs[0])
     parts = []
     for name in shape.prefix:
-        value = bytes(getattr(body, name))
-        if value and value != _NULL:
+        raw = getattr(body, name)
+        if raw is _ABSENT:
+            continue
+        value = bytes(raw)
+        if value != _NULL:
             _check_kind(name, value)
             parts.append(value)
     if not parts:
@@ -217,17 +221,20 @@ def _prefix(body: Body, shape: paths.Shape) -> tuple[bytes, int | None]:
 
 
 def _given(body: Body, name: str) -> bool:
-    value = bytes(getattr(body, name))
-    if not value or value == _NULL:
+    raw = getattr(body, name)
+    if raw is _ABSENT:
+        return False
+    value = memoryview(raw)  # long prompts are looked at where they lie
+    if value[: len(_NULL)].tobytes() == _NULL:
         return False
     if name in _KINDS:
         _check_kind(name, value)
-        if value[:1] == b"[" and not value[1:-1].strip():
+        if _EMPTY_LIST.fullmatch(value):
             raise errors.BadRequest(f"{name} is an empty array", param=name)
     return True
 
 
-def _check_kind(name: str, value: bytes) -> None:
+def _check_kind(name: str, value: bytes | memoryview) -> None:
     first, wanted = _KINDS.get(name, (b"", ""))
     if first and value[0] not in first:
         raise errors.BadRequest(f"{name}: expected {wanted}", param=name)
