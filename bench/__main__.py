@@ -7,14 +7,16 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import gateway, pick, routing
+from bench import controllers, gateway, kvindex, pick, routing
 
-SECTIONS = ("requests", "idle", "pick", "routing")
+SECTIONS = ("requests", "idle", "pick", "kvindex", "routing", "controllers")
 
 
 def main() -> None:
     """Run the sections in order."""
-    parser = argparse.ArgumentParser(prog="bench", description="Measures the gateway, side by side in one run.")
+    parser = argparse.ArgumentParser(
+        prog="bench", description="Measures the gateway, side by side in one run, and the controllers."
+    )
     parser.add_argument("section", nargs="*", choices=[[], *SECTIONS], help="default: all")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each load; figures are medians")
     options = parser.parse_args()
@@ -26,8 +28,12 @@ def main() -> None:
             asyncio.run(gateway.idle(seconds=20))
         if "pick" in sections:
             pick.run()
+        if "kvindex" in sections:
+            kvindex.run()
         if "routing" in sections:
             asyncio.run(routing.run(Path(folder), seconds=20))
+        if "controllers" in sections:
+            controllers.run()
 
 
 if __name__ == "__main__":

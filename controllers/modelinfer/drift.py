@@ -42,7 +42,7 @@ def labels(owner: Manifest, seen: Iterable[Seen], pods: Mapping[str, Manifest]) 
         }
         if pod.member == 0:
             wanted[workload.ENTRY_LABEL] = "true"
-        if differs(wanted, meta.get("labels", {})):
+        if not wanted.items() <= meta.get("labels", {}).items():
             place = {"name": pod.name, "namespace": meta.get("namespace", ""), "uid": pod.uid, "labels": wanted}
             restored = {"apiVersion": kinds.POD.api_version, "kind": kinds.POD.kind, "metadata": place}
             yield Apply(kinds.POD, restored, manager=LABELLER)

@@ -22,10 +22,9 @@ _WHY: Final = {"Update": "for the update", "ScaleDown": "to scale down", "Recove
 def told(manifest: Manifest, wanted: Wanted, steps: Steps, counts: Mapping[str, Any]) -> Iterator[Emit]:
     """Give the Events about these steps, and about roles of which every instance has become ready."""
     name = manifest["metadata"]["name"]
-    for role, keys in _by_role(
-        removal.pod.instance for removal in steps.delete if removal.reason != "Recovery"
-    ).items():
-        reasons = {removal.reason for removal in steps.delete if removal.pod.instance in set(keys)}
+    planned = [removal for removal in steps.delete if removal.reason != "Recovery"]
+    for role, keys in _by_role(removal.pod.instance for removal in planned).items():
+        reasons = {removal.reason for removal in planned if removal.pod.instance.role == role}
         why = ", ".join(sorted(_WHY[reason] for reason in reasons))
         yield Emit(manifest, "RoleDeleting", f"Deleting {why}: {_listed(name, role, keys)}")
     for removal in {removal.message: removal for removal in steps.delete if removal.reason == "Recovery"}.values():

@@ -8,6 +8,7 @@ instance is still being made, unless its pods are older than any making takes.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -32,11 +33,7 @@ class Instance:
     pods: int  # that it is whole with
     live: list[Seen] = field(default_factory=list)
     leaving: list[Seen] = field(default_factory=list)
-
-    @property
-    def ready(self) -> bool:
-        """True if it is whole and every pod is ready."""
-        return len(self.live) == self.pods and not self.leaving and all(pod.ready for pod in self.live)
+    ready: bool = False  # it is whole and every pod is ready
 
     @property
     def hash(self) -> str:
@@ -61,26 +58,20 @@ class Group:
     shape: Shape  # of its own revision
     outdated: bool
     instances: dict[InstanceKey, Instance]
-    pods: list[Seen] = field(default_factory=list)
+    pods: list[Seen]
+    live: bool = False  # it has a pod that was not told to stop
+    ready: bool = False  # every role has the instances that it shall have, ready
 
-    @property
-    def live(self) -> bool:
-        """True if it has a pod that was not told to stop."""
-        return any(not pod.leaving for pod in self.pods)
+    def __post_init__(self) -> None:
+        """Find out how it is."""
+        ready = Counter(one.key.role for one in self.instances.values() if one.ready)
+        self.live = any(not pod.leaving for pod in self.pods)
+        self.ready = self.live and all(ready[role.name] >= role.replicas for role in self.shape.roles)
 
     def of(self, role: str) -> list[Instance]:
         """Give the role's instances that have live pods, by index."""
         found = [one for one in self.instances.values() if one.key.role == role and one.live]
         return sorted(found, key=lambda one: one.key.index)
-
-    def ready_count(self, role: str) -> int:
-        """Count the role's instances that are ready."""
-        return sum(one.ready for one in self.instances.values() if one.key.role == role)
-
-    @property
-    def ready(self) -> bool:
-        """True if every role has the instances that it shall have, ready."""
-        return all(self.ready_count(role.name) >= role.replicas for role in self.shape.roles) and self.live
 
     def lost(self, wanted: Wanted, now: float) -> str:
         """Say which pod that the group has had is gone; "" if none is."""
@@ -296,6 +287,8 @@ def gather(pods: Sequence[Seen], sizes: Mapping[tuple[str, str], int]) -> dict[I
             size = sizes.get((pod.instance.role, pod.hash), 0)
             one = found[pod.instance] = Instance(pod.instance, size or _as_many_as_seen(pods, pod.instance))
         (one.leaving if pod.leaving else one.live).append(pod)
+    for one in found.values():
+        one.ready = len(one.live) == one.pods and not one.leaving and all(pod.ready for pod in one.live)
     return found
 
 
