@@ -26,6 +26,7 @@ import uvloop
 from aiohttp import web
 
 from extproc.adapters import admin, custom, kv_metrics, logs, prefill, settings, telemetry
+from extproc.adapters.decision_log import DecisionLog
 from extproc.adapters.desk import Desk
 from extproc.adapters.errands import Errands
 from extproc.adapters.kv_events import KvEvents
@@ -97,6 +98,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="settle by the ext_proc stream: for gateways that send no access log here; dearer for each request",
     )
     add("--topology", default="", help="where this picker runs: host=a,rack=b,zone=c,region=d, any of them")
+    add("--decision-log", type=Path, metavar="FILE", help="every decision and its end, for `matrixinfer replay`")
     add("--access-log", action="store_true", help="log every request; otherwise only what went wrong")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser.parse_args(argv)
@@ -122,6 +124,7 @@ class _Picker:
         self._token_counts = Counts()
         self._tokenizers = Tokenizers(settings.tokens(self._settings.current), lambda: self._director.routes)
         draw = random.Random()  # noqa: S311 - chance for balance, not for secrets
+        self._decisions = DecisionLog(args.decision_log, epoch=time.time) if args.decision_log else None
         self._director = Director(
             self._world,
             scheduler=config.build(self._settings.current, self._watch.guarded),
@@ -130,6 +133,7 @@ class _Picker:
             draw=draw,
             tickets=tickets,
             ask_usage=not args.no_usage,
+            witness=self._decisions,
         )
         self._view = WorldView(self._world, self._director)
         feed = Feed(args.cluster_socket)
@@ -167,6 +171,8 @@ class _Picker:
         for store in self._stores:
             self._view.follow(store)
         async with AsyncExitStack() as stack:
+            if self._decisions is not None:
+                stack.callback(self._decisions.close)
             stack.callback(self._errands.close)
             stack.push_async_callback(self._errands.calls.close)
             await self._open_pages(stack)
@@ -177,6 +183,7 @@ class _Picker:
                 ("config", lambda: self._settings.follow(self._use)),
                 ("expire", self._expire),
                 ("tokenizers", self._follow_tokenizers),
+                *([("decision log", self._decisions.run)] if self._decisions is not None else []),
             ):
                 task = asyncio.create_task(_kept_up(name, work), name=name)
                 stack.push_async_callback(_cancelled, task)

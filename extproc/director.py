@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -68,6 +68,18 @@ class World:
     exact: ExactIndex | None = None  # what engines tell; None: nobody listens
 
 
+class Witness(Protocol):
+    """Sees every decision, and every end."""
+
+    def decided(self, sent: Sent, cycle: Cycle, prefix: Prefix, result: Result) -> None:
+        """Take a decision and what it was made from, before it is counted in the table."""
+        ...
+
+    def settled(self, settlement: Settlement) -> None:
+        """Take the end of a request."""
+        ...
+
+
 class Director:
     """Decides and settles. `clock` gives monotonic seconds, `tickets` a new name at each call."""
 
@@ -82,6 +94,7 @@ class Director:
         tickets: Callable[[], str],
         ask_usage: bool = True,
         remembered: int = 512,
+        witness: Witness | None = None,
     ) -> None:
         """`ask_usage`: ask streams for usage; for gateways that hide it from the client. `remembered`: decisions kept."""
         self.recent: OrderedDict[str, Record] = OrderedDict()  # by ticket, oldest first
@@ -94,6 +107,7 @@ class Director:
         self._tickets = tickets
         self._ask_usage = ask_usage
         self._remembered = remembered
+        self._witness = witness
         self._listing = listing.listing(())
         self.prefilling = Prefilling(table=world.table, pools=world.pools, ledger=world.ledger, index=world.index)
 
@@ -299,6 +313,8 @@ class Director:
             at=cycle.now,
             predicted_cached_tokens=None if cached < 0 else cached,
         )
+        if self._witness is not None:
+            self._witness.decided(sent, cycle, prefix, result)
         lasting = chain[: prefix.lasting]
         self._world.ledger.open(sent, lasting, split.loan if split is not None else None)
         self._world.index.learn(lasting, chosen)
@@ -319,6 +335,8 @@ class Director:
                 self._world.index.learn(settlement.chain, row)
 
     def _remember_end(self, settlement: Settlement) -> None:
+        if self._witness is not None:
+            self._witness.settled(settlement)
         record = self.recent.get(settlement.sent.ticket)
         if record is not None:
             record.settlement = settlement._replace(chain=())  # long prompts have thousands of blocks

@@ -9,7 +9,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from matrixinfer.cli import explain, simulate, up, validate
+from matrixinfer.cli import explain, replay, simulate, up, validate
 from matrixinfer.cli.exits import Exit
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": validate,
     "explain": explain,
     "simulate": simulate,
+    "replay": replay,
 }
 
 

@@ -49,6 +49,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE", type=Path, help="scheduling: an EndpointPickerConfig (default: built in)"
     )
     parser.add_argument(
+        "--decision-log", metavar="FILE", type=Path, help="write every decision there, for `matrixinfer replay`"
+    )
+    parser.add_argument(
         "--state-dir", metavar="DIR", type=Path, help="where logs and sockets go and stay (default: temporary)"
     )
     parser.add_argument(
@@ -98,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         admin_port=arguments.admin_port,
         metrics_port=arguments.metrics_port,
         scheduling=arguments.config,
+        decision_log=arguments.decision_log,
         state_dir=arguments.state_dir,
         fail_open=arguments.picker_failure_mode == "open",
         max_body_bytes=arguments.max_body_bytes,

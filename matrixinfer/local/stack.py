@@ -67,6 +67,7 @@ class Config:
     admin_port: int = 15000
     metrics_port: int = 9090
     scheduling: Path | None = None  # an EndpointPickerConfig; None: the picker's own defaults
+    decision_log: Path | None = None  # where the picker writes its decisions; None: nowhere
     state_dir: Path | None = None  # kept afterwards; None: a temporary folder
     fail_open: bool = True
     max_body_bytes: int = 32 * 1024 * 1024
@@ -173,6 +174,8 @@ class Stack:
         binary = envoy.find()
         if config.scheduling is not None:
             await asyncio.to_thread(_check_scheduling, config.scheduling)
+        if config.decision_log is not None and not config.decision_log.absolute().parent.is_dir():
+            raise CannotStart(f"--decision-log {config.decision_log}: there is no such folder")
         held = ports.hold(config.port, option="--port", host=config.bind)
         cleanup.callback(held.close)
         self.port = held.getsockname()[1]
@@ -243,6 +246,8 @@ class Stack:
         ]
         if self.config.scheduling is not None:
             argv += ["--config", str(self.config.scheduling.absolute())]
+        if self.config.decision_log is not None:
+            argv += ["--decision-log", str(self.config.decision_log.absolute())]
         return Command(argv, dict(os.environ), self.logs / "picker.log")
 
     async def _fill(self) -> None:

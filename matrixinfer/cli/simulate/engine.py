@@ -95,7 +95,7 @@ class Engine:
         self.preemptions = 0
         self._shape = shape
         self._block = block_tokens
-        self._capacity = shape.capacity
+        self.capacity = shape.capacity
         self._decode_s = [shape.decode_s(n) for n in range(shape.max_num_seqs + 1)]
         self._listener = listener
         # The cache: users of each findable block; those without, the least recently freed first.
@@ -123,11 +123,11 @@ class Engine:
     def kv_usage(self) -> float:
         """Share of the cache that running sequences use."""
         used = len(self._users) - len(self._idle)
-        return min((used * self._block + self._private) / self._capacity, 1.0)
+        return min((used * self._block + self._private) / self.capacity, 1.0)
 
     def fits(self, prompt: int, output: int, blocks: int) -> bool:
         """Tell whether a request could ever run here."""
-        return max(prompt, blocks * self._block) + output <= self._capacity
+        return max(prompt, blocks * self._block) + output <= self.capacity
 
     def holds(self, chain: Sequence[int]) -> int:
         """Count the blocks at the chain's start that can be found."""
@@ -334,11 +334,11 @@ class Engine:
 
     def _free(self) -> int:
         """Tokens that nobody uses; some of them may hold findable blocks."""
-        return self._capacity - (len(self._users) - len(self._idle)) * self._block - self._private
+        return self.capacity - (len(self._users) - len(self._idle)) * self._block - self._private
 
     def _evict(self, now: float) -> None:
         """Give up findable blocks whose memory is in use otherwise."""
-        over = len(self._users) * self._block + self._private - self._capacity
+        over = len(self._users) * self._block + self._private - self.capacity
         for _ in range(ceil(over / self._block)):
             if not self._idle:
                 break

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from extproc.adapters import settings as deployment
 from extproc.kvcache.blocks import BlockIndex
 from extproc.kvcache.index import PrefixIndex
+from extproc.plugins.precise_prefix_cache_producer import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from matrixinfer.cli.simulate.cluster import Cluster
     from matrixinfer.cli.simulate.trace import Trace
 
-_EXPECTED_S: Final = 60.0  # a block that was routed and not told of by then was not stored
 _SECRET: Final = 0x9E3779B97F4A7C15  # nobody attacks a simulation
 
 
@@ -73,6 +74,8 @@ class Told:
         for slot, row in zip(self._slots, rows, strict=True):
             self._slot_of_row[row] = slot
         self._lag_s = cluster.event_lag_ms / 1000
+        exact = deployment.exact(settings)
+        self._expected_s = seconds(exact.speculative_ttl) if exact.speculative_indexing else 0.0
         self._events: deque[tuple[float, int, Sequence[int], bool]] = deque()  # when heard, slot, blocks, stored
 
     def stored(self, engine: int, chain: Sequence[int], begin: int, now: float) -> None:
@@ -96,7 +99,8 @@ class Told:
     def routed(self, chain: Sequence[int], row: int, now: float) -> None:
         """Expect that the engine will tell of the blocks."""
         self._learned.routed(chain, row, now)
-        self._index.expect(int(self._slot_of_row[row]), chain, now + _EXPECTED_S)
+        if self._expected_s:
+            self._index.expect(int(self._slot_of_row[row]), chain, now + self._expected_s)
 
     def _hear(self, now: float) -> None:
         events, index = self._events, self._index

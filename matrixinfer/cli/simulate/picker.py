@@ -15,6 +15,7 @@ from extproc import errors
 from extproc.scheduling import config as scheduling
 from extproc.scheduling.endpoints import Endpoint, EndpointTable
 from extproc.scheduling.framework import Cycle
+from extproc.traffic import latency
 from extproc.traffic.ledger import Ledger, Sent
 from extproc.types import Api, InferenceRequest, Outcome
 from matrixinfer.cli.simulate.holders import Learned, Told
@@ -94,7 +95,7 @@ class Picker:
 
     def settle(self, served: Served, place: int, ended: float, now: float) -> None:
         """Hear, at `now`, that an answer was complete when it `ended`."""
-        self._ledger.settle(
+        settlement = self._ledger.settle(
             Outcome(
                 ticket=str(served.number),
                 request_id="",
@@ -113,6 +114,8 @@ class Picker:
             ),
             now,
         )
+        if settlement is not None:
+            latency.learn(self.table, settlement, now)
 
     def scraped(self, engine: Engine, now: float) -> None:
         """Take what an engine's metrics page says."""
@@ -121,6 +124,9 @@ class Picker:
         table.waiting[row] = len(engine.waiting)
         table.running[row] = engine.running
         table.kv_usage[row] = engine.kv_usage
+        table.kv_tokens[row] = engine.capacity
+        table.inflight_scraped[row] = table.inflight[row]
+        table.inflight_tokens_scraped[row] = table.inflight_tokens[row]
         table.scraped_at[row] = now
 
     def _cycle(self, number: int, chain: Sequence[int], rows: NDArray[np.intp], now: float) -> Cycle:
