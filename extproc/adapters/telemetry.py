@@ -161,10 +161,15 @@ class Telemetry:
             ("model",),
             _RATIO,
         )
+        self._predicted = Counter(
+            "matrixinfer_kv_predictions",
+            "Predictions of cached tokens from KV events, by how they stand to what the engine reported.",
+            ("result",),
+        )
         self._families: tuple[Counter | Histogram, ...] = (
             *(self._requests, self._tokens, self._cached, self._usage_missing, self._bypassed),
             *self._of_endpoints(),
-            *(self._decisions, self._duration, self._ttft, self._tpot, self._hits, self._expected),
+            *(self._decisions, self._duration, self._ttft, self._tpot, self._hits, self._expected, self._predicted),
         )
 
     def add_source(self, source: Source) -> None:
@@ -211,6 +216,7 @@ class Telemetry:
         if prompt and outcome.cached_tokens is not None:
             self._cached.add(model, outcome.cached_tokens)
             self._hits.observe(model, outcome.cached_tokens / prompt)
+            self._predicted.add((_compared(settlement, outcome.cached_tokens),))
         if sent.stream and completion and completion > 1 and outcome.first_token_s is not None:
             self._tpot.observe(model, (outcome.duration_s - outcome.first_token_s) / (completion - 1))
 
@@ -289,6 +295,18 @@ class Telemetry:
         says = "Requests opened, settled and expired (no record of their end came), and records that settled nothing."
         yield _family(CounterMetricFamily, "matrixinfer_ledger", says, ("event",), values.items())
         yield gauge("matrixinfer_ledger_open", "Requests sent and not settled, of all endpoints.", len(ledger))
+
+
+def _compared(settlement: Settlement, cached: int) -> str:
+    """Say how the prediction of cached tokens stands to what the engine reported."""
+    predicted = settlement.sent.predicted_cached_tokens
+    if predicted is None:
+        return "none"
+    if settlement.served != settlement.sent.endpoints[0]:
+        return "elsewhere"
+    if predicted == cached:
+        return "equal"
+    return "too-many" if predicted > cached else "too-few"
 
 
 def gauge(name: str, says: str, value: float) -> Metric:
