@@ -80,15 +80,14 @@ class Table:
     def find(self, key: int) -> int:
         """Return the position of `key`, -1 if it is not there."""
         keys = self._key
-        base = self._lookup[key >> self._shift] << 9
-        at = (key & _BUCKETS) << 4
-        while True:
-            there = keys[base + at]
+        at = self._lookup[key >> self._shift] << 9 | (key & _BUCKETS) << 4
+        while there := keys[at]:
             if there == key:
-                return base + at
-            if not there:
-                return -1
-            at = (at + 1) & _WRAP
+                return at
+            at += 1
+            if not at & _WRAP:
+                at -= SEGMENT
+        return -1
 
     def find_many(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return the positions of many keys, -1 for those that are not there."""
@@ -122,42 +121,53 @@ class Table:
         """Return the position of `key`, and whether it is new there; its columns then hold anything. Raises Full."""
         keys = self._key
         segment = self._lookup[key >> self._shift]
-        base = segment << 9
-        at = (key & _BUCKETS) << 4
-        while True:
-            there = keys[base + at]
+        at = segment << 9 | (key & _BUCKETS) << 4
+        while there := keys[at]:
             if there == key:
-                return base + at, False
-            if not there:
-                break
-            at = (at + 1) & _WRAP
+                return at, False
+            at += 1
+            if not at & _WRAP:
+                at -= SEGMENT
         if self._fill[segment] >= _FULL:
             self._split(segment)
             return self.insert(key)
-        keys[base + at] = key
+        keys[at] = key
         self._fill[segment] += 1
         self.count += 1
-        return base + at, True
+        return at, True
 
     def remove(self, position: int) -> None:
-        """Take the entry out; entries behind it move up, so that no gap hides them."""
-        keys, columns = self._key, self.columns
+        """Take the entry out; others move up, so that no gap hides them."""
+        keys = self._key
         base, hole = position & ~_WRAP, position & _WRAP
+        # Within one bucket any entry may take any place: their probes began no later than the bucket does.
+        end = hole | (_BUCKET - 1)
         at = hole
-        while True:
-            at = (at + 1) & _WRAP
-            key = keys[base + at]
-            if not key:
-                break
-            home = (key & _BUCKETS) << 4
-            if (at - home) & _WRAP >= (at - hole) & _WRAP:
-                keys[base + hole] = key
-                for column in columns:
-                    column[base + hole] = column[base + at]
-                hole = at
-        keys[base + hole] = 0
+        while at < end and keys[base + at + 1]:
+            at += 1
+        if at != hole:
+            self._move(base + at, base + hole)
+        if at == end:
+            at = self._move_up(base, at)
+        keys[base + at] = 0
         self._fill[base >> 9] -= 1
         self.count -= 1
+
+    def _move_up(self, base: int, hole: int) -> int:
+        """Fill a full bucket's last place with what ran over from it or from those before; the place left empty."""
+        keys = self._key
+        at = hole
+        while key := keys[base + (at := (at + 1) & _WRAP)]:
+            home = (key & _BUCKETS) << 4
+            if (at - home) & _WRAP >= (at - hole) & _WRAP:
+                self._move(base + at, base + hole)
+                hole = at
+        return hole
+
+    def _move(self, source: int, target: int) -> None:
+        self._key[target] = self._key[source]
+        for column in self.columns:
+            column[target] = column[source]
 
     def _use_directory(self, directory: NDArray[np.int64]) -> None:
         self._directory = directory
