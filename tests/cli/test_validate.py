@@ -19,8 +19,19 @@ spec:
 
 def test_every_example_is_valid(capsys):
     for folder in EXAMPLES.iterdir():
+        if folder.name == "simulate":  # clusters as the simulator reads them, which are no manifests
+            continue
         assert main(["validate", str(folder)]) == 0
         assert "error" not in capsys.readouterr().out
+
+
+def test_every_example_of_a_scheduler_configuration_is_valid_by_its_path(capsys):
+    files = [path for path in EXAMPLES.rglob("*.yaml") if "kind: EndpointPickerConfig" in path.read_text()]
+    assert files
+
+    for path in files:
+        assert main(["validate", str(path)]) == 0
+        assert not capsys.readouterr().out
 
 
 def test_a_mistake_is_named_with_its_file_line_field_and_what_to_change(tmp_path, capsys):
