@@ -195,6 +195,8 @@ def _record(ticket: str) -> bytes:
 class _One:
     """The one tokenizer of all models."""
 
+    remote = None
+
     def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._tokenizer = tokenizer
 

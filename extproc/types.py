@@ -73,10 +73,10 @@ class Prefix(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """A prefix whose text has to be tokenized first, which takes long."""
+    """A prefix whose text has to be tokenized first, which takes long. One of the last two has to be called."""
 
-    work: Callable[[], Any]  # beside the loop
-    read: Callable[[Any], Prefix]  # takes what `work` returned
+    work: Callable[[], Any] | Call  # beside the loop, or an engine's
+    read: Callable[[Any], Prefix]  # takes what came of it
     otherwise: Callable[[], Prefix]  # where there is no time for it
 
 

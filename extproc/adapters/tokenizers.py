@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from extproc.adapters import telemetry, tokens_files
 from extproc.tokens.memo import Memo
 from extproc.tokens.model import Fault, ModelTokenizer
+from extproc.tokens.remote import Remote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -43,11 +44,17 @@ class _Found(NamedTuple):
 class Tokenizers:
     """Knows the tokenizer of each model. Written on the loop only."""
 
-    def __init__(self, params: TokenProducer.Params, routes: Callable[[], RouteTable]) -> None:
-        """`routes`: the routes in force, which name the models."""
+    def __init__(
+        self,
+        params: TokenProducer.Params,
+        routes: Callable[[], RouteTable],
+        engines: Callable[[str], Sequence[str]] = lambda _server: (),
+    ) -> None:
+        """`routes`: those in force, which name the models; `engines`: URLs of a ModelServer's engines that are ready."""
         self.memo = Memo(params.memo_bytes)
         self.loads = 0
         self.failures = 0
+        self.unanswered = 0  # questions to engines
         self._params = params
         self._routes = routes
         self._found: dict[str, _Found] = {}  # by the engine's name for the model
@@ -56,6 +63,11 @@ class Tokenizers:
         self._tried: dict[Source, tuple[Stamp, str]] = {}  # what could not be used, and why
         self._numbers = itertools.count(1)
         self._faults: Counter[tuple[str, str]] = Counter()  # model, reason
+        self._engines = engines
+        self._servers: dict[str, str] = {}  # by model
+        self._left_alone: dict[str, float] = {}  # models whose engines failed, and until when
+        self._turns = itertools.count()
+        self._remote = Remote(self._engine, self._engine_failed, timeout_s=params.ask_timeout_seconds)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread for a text: the cores are Envoy's, too
 
     def use(self, params: TokenProducer.Params) -> None:
@@ -63,6 +75,12 @@ class Tokenizers:
         if params != self._params:
             self._params = params
             self.memo.most_bytes = params.memo_bytes
+            self._remote.timeout_s = params.ask_timeout_seconds
+
+    @property
+    def remote(self) -> Remote | None:
+        """Who asks engines where there is no tokenizer; None: nobody."""
+        return self._remote if self._params.ask_engines and self._params.enabled else None
 
     def find(self, model: str) -> ModelTokenizer | None:
         """Return the tokenizer of `model`, as its engine knows it; None: there is none, or not yet."""
@@ -86,6 +104,7 @@ class Tokenizers:
         """Bring tokenizers in step with routes and files, once."""
         params = self._params
         wanted = dict(named(self._routes())) if params.enabled else {}
+        self._servers = {model: known.server for model, known in wanted.items()}
         found = await asyncio.to_thread(_survey, wanted, params)
         for model in self._ready.keys() - found.keys():
             del self._ready[model]
@@ -175,6 +194,18 @@ class Tokenizers:
         else:
             _LOG.info("no tokenizer: text blocks take the place of token blocks", extra={"model": model})
 
+    def _engine(self, model: str) -> str:
+        """Return the URL of an engine that serves `model`, one after the other; "": none is to be asked."""
+        if self._left_alone.get(model, 0.0) > asyncio.get_running_loop().time():
+            return ""
+        urls = self._engines(self._servers.get(model, ""))
+        return urls[next(self._turns) % len(urls)] if urls else ""
+
+    def _engine_failed(self, model: str, why: str) -> None:
+        self.unanswered += 1
+        self._left_alone[model] = asyncio.get_running_loop().time() + self._params.recheck_seconds
+        _LOG.warning("an engine does not tokenize: text blocks for a while", extra={"model": model, "why": why})
+
     def _load(self, source: Source) -> ModelTokenizer:
         return ModelTokenizer(
             tokens_files.read(source),
@@ -212,5 +243,8 @@ def named(routes: RouteTable) -> Iterator[tuple[str, Named]]:
                 annotation = server.metadata.annotations.get(tokens_files.ANNOTATION, "")
                 bases = [base] if base else []
                 for name in (*bases, *route.spec.lora_adapters):
-                    made.setdefault(name, tokens_files.Named(tuple(dict.fromkeys((name, *bases))), annotation))
+                    names = tuple(dict.fromkeys((name, *bases)))
+                    made.setdefault(
+                        name, tokens_files.Named(names, annotation, f"{route.namespace}/{target.model_server_name}")
+                    )
     yield from made.items()

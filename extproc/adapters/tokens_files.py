@@ -32,6 +32,7 @@ class Named(NamedTuple):
 
     names: tuple[str, ...]  # the engine's name first, then that of its base model
     annotation: str = ""  # of its ModelServer
+    server: str = ""  # "namespace/name" of a ModelServer that serves it
 
 
 class Source(NamedTuple):

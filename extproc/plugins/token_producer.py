@@ -48,6 +48,9 @@ class TokenProducer:
     index's. `memoMiB` 64: ids of pieces of text, some twelve million tokens. `inlineBytes` 4096: more unknown text is
     encoded beside the loop (4096 bytes take a millisecond). `maxPendingMiB` 2: text waiting to be encoded, about 0.7
     seconds of a core; requests beyond have text blocks. `recheckSeconds` 10: how often files are looked at, and what failed is tried again.
+    `askEngines` false: where a model has no tokenizer, an engine that serves it is asked (`/tokenize`) for plain chats and
+    texts of up to 1 MiB; requests wait for it, `askTimeoutSeconds` 0.25 at most, and have text blocks then. An engine that
+    fails is left alone for `recheckSeconds`. The last resort: it costs the engine what it costs to tokenize there.
     Upstream's `vllm` and `udsTokenizerConfig` name a server that each request would wait for: refused by name.
     Source: llm-d's token-producer, whose default (`estimate`) is what text blocks are.
     """
@@ -75,6 +78,8 @@ class TokenProducer:
         inline_bytes: int = parameter(4096, minimum=0)
         max_pending_mib: int = parameter(2, minimum=1, name="maxPendingMiB")
         recheck_seconds: float = parameter(10.0, minimum=0.1)
+        ask_engines: bool = False
+        ask_timeout_seconds: float = parameter(0.25, minimum=0.01, maximum=10)
 
         @property
         def memo_bytes(self) -> int:

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from extproc.tokens import chain
-from extproc.tokens.model import Fault, bare_ids
+from extproc.tokens.model import Fault, Prompt, bare_ids
 from extproc.types import Prefix, Unread
 
 if TYPE_CHECKING:
     from extproc.tokens.chain import TokenIds
     from extproc.tokens.memo import Found
-    from extproc.tokens.model import ModelTokenizer, Prompt
+    from extproc.tokens.model import ModelTokenizer
+    from extproc.tokens.remote import Remote
     from extproc.tokens.text import TextBlocks
-    from extproc.types import InferenceRequest
+    from extproc.types import Called, InferenceRequest
+
+_ANSWERED: Final = Prompt("", None, special=False, exact=True)  # what an engine told the ids of
 
 
 class Tokenizers(Protocol):
@@ -29,6 +32,11 @@ class Tokenizers(Protocol):
 
     def find(self, model: str) -> ModelTokenizer | None:
         """Return the tokenizer of `model`, as its engine knows it; None: there is none, or not yet."""
+        ...
+
+    @property
+    def remote(self) -> Remote | None:
+        """Who asks engines where there is no tokenizer; None: nobody."""
         ...
 
     def fault(self, model: str, fault: Fault) -> None:
@@ -101,12 +109,29 @@ class TokenBlocks:
         ids = tokenizer.around(tokenizer.encoder.joined(found, made), prompt)
         return self._by_ids(request, model, prompt, ids)
 
-    def _without(self, request: InferenceRequest, model: str) -> Prefix:
-        """Do without a tokenizer: a prompt of token ids needs none."""
+    def _without(self, request: InferenceRequest, model: str) -> Prefix | Unread:
+        """Do without a tokenizer: a prompt of token ids needs none, and an engine may be asked."""
         bare = bare_ids(request)
         if bare is not None and bare.ids is not None:
             return self._by_ids(request, model, bare, bare.ids)
-        return self._by_text(request, model, "no-tokenizer")
+        remote = self._tokenizers.remote
+        question = remote.question(request, model) if remote is not None else None
+        if remote is None or question is None:
+            return self._by_text(request, model, "no-tokenizer")
+        if question.ids is not None:
+            return self._by_ids(request, model, _ANSWERED, question.ids)
+
+        def read(called: Called) -> Prefix:
+            ids = remote.answered(question, called)
+            if ids is None:
+                return self._by_text(request, model, "no-answer")
+            return self._by_ids(request, model, _ANSWERED, ids)
+
+        def otherwise() -> Prefix:
+            remote.dropped()
+            return self._by_text(request, model, "busy")
+
+        return Unread(question.call, read, otherwise)
 
     def _aside(
         self, request: InferenceRequest, model: str, tokenizer: ModelTokenizer, prompt: Prompt, found: Found

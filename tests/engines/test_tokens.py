@@ -18,6 +18,7 @@ from extproc.adapters import tokens_files
 from extproc.plugins.token_producer import TokenizerOf
 from extproc.tokens.memo import Memo
 from extproc.tokens.model import Fault, ModelTokenizer
+from extproc.tokens.remote import Remote
 from extproc.types import Api
 from tests.tokens.test_prompts import a_request, turn
 
@@ -238,6 +239,15 @@ def test_a_chat_has_the_ids_of_tokenize(tokenizer, name, template):
         pytest.skip("the template does not name the content, and the engine refuses to continue it")
 
     assert ours(tokenizer, body) == post("/tokenize", body)["tokens"]
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_what_engines_are_asked_where_there_is_no_tokenizer_gives_the_same_ids(tokenizer, name):
+    body = {"model": "tiny", **CHATS[name]}
+
+    question = Remote(lambda _model: "http://engine", print).question(a_request(body), "tiny")
+
+    assert post("/tokenize", json.loads(question.call.body))["tokens"] == ours(tokenizer, body)
 
 
 @pytest.mark.parametrize("name", CHATS)

@@ -23,6 +23,8 @@ WORDS = (Path(sysconfig.get_path("stdlib")) / "subprocess.py").read_text()
 class Shelf:
     """Tokenizers by model."""
 
+    remote = None
+
     def __init__(self, **tokenizers):
         self.tokenizers = tokenizers
         self.faults = []

@@ -235,6 +235,23 @@ async def test_templates_of_all_places_are_read(tmp_path):
     assert tokens_files.read(own).templates == (("default", "four"),)
 
 
+async def test_engines_are_asked_in_turn_and_left_alone_when_they_fail(tmp_path):
+    table = RouteTable.build([a_route()], [a_server()])
+    urls = {"ns/engines": ["http://a", "http://b"]}
+    params = TokenProducer.Params(hub_cache=str(tmp_path), ask_engines=True)
+    known = Tokenizers(params, lambda: table, lambda server: urls.get(server, []))
+    await known.look()
+
+    asked = [known._engine("demo") for _ in range(4)]
+    known._engine_failed("demo", "timeout")
+
+    assert asked == ["http://a", "http://b", "http://a", "http://b"]
+    assert known._engine("demo") == known._engine("other") == ""
+    assert known.remote is not None
+    known.use(TokenProducer.Params(hub_cache=str(tmp_path)))
+    assert known.remote is None
+
+
 async def test_faults_are_logged_now_and_then(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     known = some_tokenizers(tmp_path)
@@ -264,6 +281,6 @@ def test_every_model_of_the_routes_is_named():
     routes = RouteTable.build([a_route("demo", adapters=("sql",))], [a_server(model="org/base", annotation="x")])
 
     assert dict(tokenizers.named(routes)) == {
-        "org/base": Named(("org/base",), "x"),
-        "sql": Named(("sql", "org/base"), "x"),
+        "org/base": Named(("org/base",), "x", "ns/engines"),
+        "sql": Named(("sql", "org/base"), "x", "ns/engines"),
     }
