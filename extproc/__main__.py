@@ -122,7 +122,9 @@ class _Picker:
             return f"{process}-{next(numbers):x}"
 
         self._token_counts = Counts()
-        self._tokenizers = Tokenizers(settings.tokens(self._settings.current), lambda: self._director.routes)
+        self._tokenizers = Tokenizers(
+            settings.tokens(self._settings.current), lambda: self._director.routes, self._engines_of
+        )
         draw = random.Random()  # noqa: S311 - chance for balance, not for secrets
         self._decisions = DecisionLog(args.decision_log, epoch=time.time) if args.decision_log else None
         self._director = Director(
@@ -246,6 +248,11 @@ class _Picker:
             stack.push_async_callback(runner.cleanup)
             await web.TCPSite(runner, host, port).start()
             _LOG.info("listening", extra={"what": name, "address": runner.addresses[0]})
+
+    def _engines_of(self, server: str) -> list[str]:
+        """Return the URLs of a ModelServer's engines that are ready."""
+        addresses = [self._world.table.address(row) for row in self._world.pools.ready(server).tolist()]
+        return [f"{self._view.scheme(address)}://{address}" for address in addresses]
 
     async def _follow_tokenizers(self) -> None:
         """Look for tokenizers again and again, once the routes are known."""

@@ -21,7 +21,7 @@ from extproc.scheduling.framework import Cycle
 from extproc.traffic import latency, listing
 from extproc.traffic.ledger import Sent
 from extproc.traffic.routes import RouteTable
-from extproc.types import Aside, Decision, Reply, Unread
+from extproc.types import Aside, Call, Decision, Reply, Unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -345,7 +345,7 @@ class Director:
 def _read(unread: Unread) -> Generator[Errand, Any, Prefix]:
     """Have the prefix's text tokenized beside the loop; text blocks where there is no time for it."""
     try:
-        made = yield Aside(unread.work)
+        made = yield unread.work if isinstance(unread.work, Call) else Aside(unread.work)
     except errors.Busy:
         return unread.otherwise()
     except BaseException:  # closed, or a bug: nobody waits for the text any more
