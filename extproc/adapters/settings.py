@@ -182,7 +182,7 @@ def exact_index(current: config.Config, *, secret: int) -> ExactIndex:
     params = exact(current)
     return ExactIndex(
         _block_index(params, secret),
-        Chain(chain.root, _blocks, block_tokens(current)),
+        Chain(chain.root, blocks_of_tokens, block_tokens(current)),
         weights=weights(params),
         expected_s=_expected_s(params),
     )
@@ -195,11 +195,12 @@ def follow_exact(index: ExactIndex, *, before: config.Config, after: config.Conf
     size = params.indexer_config.kv_block_index_config.in_memory_config.size
     rebuilt = size != index.index.capacity or block_tokens(after) != index.chain.block_tokens
     if rebuilt:
-        index.rebuild(_block_index(params, secret), Chain(chain.root, _blocks, block_tokens(after)))
+        index.rebuild(_block_index(params, secret), Chain(chain.root, blocks_of_tokens, block_tokens(after)))
     return rebuilt or discovery(before) != discovery(after)
 
 
-def _blocks(tokens: Sequence[int], previous: int, size: int) -> list[int]:
+def blocks_of_tokens(tokens: Sequence[int], previous: int, size: int) -> list[int]:
+    """Return the hashes of the full blocks of `tokens` behind the block, or the root, `previous`."""
     return chain.chain(chain.packed(tokens), previous, size)
 
 
