@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Loc = tuple[str | int, ...]
 
 _MARKER: Final = re.compile(r"^---(?=\s|$)", re.MULTILINE)
-_ONLY_DIRECTIVES: Final = re.compile(r"(\s*(%.*|#.*)?\n?)*")
+_ONLY_DIRECTIVES: Final = re.compile(r"(?:\s|[%#].*(?:\n|\Z))*")  # one way to read each character: no backtracking
 _TAG: Final = "tag:yaml.org,2002:"
 _SEXAGESIMAL: Final = re.compile(r"[-+]?[0-9_]+(:[0-9_.]+)+")
 _MOST_NODES: Final = 200_000  # aliases can make a short text as large as one likes

@@ -117,3 +117,10 @@ def test_any_text_gives_documents_or_findings(text):
 
     assert all(1 <= finding.line <= text.count("\n") + 1 for finding in findings)
     assert all(1 <= document.line() <= text.count("\n") + 1 for document in documents)
+
+
+def test_a_comment_that_is_indented_far_takes_no_longer():
+    documents, findings = parse(f"# a\n#{' ' * 5000}b\n{' ' * 5000}# c\na: 1\n", "f.yaml")
+
+    assert [document.manifest for document in documents] == [{"a": 1}]
+    assert findings == []
