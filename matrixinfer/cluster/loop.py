@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import random
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from matrixinfer.api import kinds
+from matrixinfer.cluster.events import Recorder
 from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus
 from matrixinfer.cluster.protocol import AlreadyExists, ClusterError, Conflict, Key, NotFound, Unavailable
 from matrixinfer.cluster.queue import WorkQueue
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     Touches = Callable[[Manifest, "World"], Iterable[Key]]
 
 log = logging.getLogger(__name__)
-
-_LONGEST_NOTE: Final = 1024  # the API's bound
 
 
 class World:
@@ -121,6 +118,7 @@ class Loop:
         self._workers = workers
         self._clock = clock
         self._draw = draw
+        self._recorder = Recorder(controller.name)
         self._may_write = may_write
         self._report = report
         self._queue: WorkQueue[Key] = queue or WorkQueue()
@@ -259,36 +257,21 @@ class Loop:
 
     async def _emit(self, emit: Emit) -> None:
         """Create the Event, or count one more of it. What is only said may fail: it is logged."""
-        event = _event(emit, self._controller.name, self._clock())
-        meta = event["metadata"]
+        event = self._recorder.record(emit, self._clock())
+        if event is None:
+            return
         try:
-            try:
-                await self._cluster.create(kinds.EVENT, event)
-            except AlreadyExists:
-                stands = await self._cluster.get(kinds.EVENT, meta["name"], meta["namespace"])
-                count = stands.get("series", {}).get("count", 1) + 1
-                series = {"count": count, "lastObservedTime": event["eventTime"]}
-                await self._cluster.update(kinds.EVENT, stands | {"series": series})
+            if "series" in event:
+                await self._cluster.apply(kinds.EVENT, event, manager=self._controller.name, force=True)
+            else:
+                await self._first(event)
         except ClusterError as error:
             log.warning("%s: an event could not be written: %s: %s", self._controller.name, error, emit.message)
 
-
-def _event(emit: Emit, name: str, now: float) -> Manifest:
-    about = emit.about["metadata"]
-    same = "\0".join((about.get("uid", ""), name, emit.type, emit.reason, emit.message))
-    suffix = hashlib.sha256(same.encode()).hexdigest()[:16]
-    regarding = {"apiVersion": emit.about["apiVersion"], "kind": emit.about["kind"], "name": about["name"]}
-    regarding |= {member: about[member] for member in ("namespace", "uid", "resourceVersion") if member in about}
-    return {
-        "apiVersion": kinds.EVENT.api_version,
-        "kind": kinds.EVENT.kind,
-        "metadata": {"name": f"{about['name']}.{suffix}", "namespace": about.get("namespace", "default")},
-        "eventTime": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "reportingController": f"matrixinfer.ai/{name}",
-        "reportingInstance": name,
-        "action": emit.action,
-        "reason": emit.reason,
-        "regarding": regarding,
-        "note": emit.message[:_LONGEST_NOTE],
-        "type": emit.type,
-    }
+    async def _first(self, event: Manifest) -> None:
+        try:
+            await self._cluster.create(kinds.EVENT, event)
+        except AlreadyExists:  # an earlier process has said the same
+            stands = await self._cluster.get(kinds.EVENT, event["metadata"]["name"], event["metadata"]["namespace"])
+            again = self._recorder.resume(stands, self._clock())
+            await self._cluster.apply(kinds.EVENT, again, manager=self._controller.name, force=True)
