@@ -7,6 +7,7 @@ that turns bad while it is in use stays as it was.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import os
@@ -14,13 +15,17 @@ from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import orjson
+
 from extproc.adapters import telemetry, tokens_files
+from extproc.errors import Busy
 from extproc.tokens.memo import Memo
 from extproc.tokens.model import Fault, ModelTokenizer
 from extproc.tokens.remote import Remote
+from extproc.types import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -28,8 +33,10 @@ if TYPE_CHECKING:
     from extproc.plugins.token_producer import TokenProducer
     from extproc.tokens.blocks import Counts
     from extproc.traffic.routes import RouteTable
+    from extproc.types import Called
 
 _LOG = logging.getLogger(__name__)
+_OK: Final = 200
 _LOG_FAULTS_EVERY: Final = 1000  # requests of one model and reason: each line more would cost the others time
 
 
@@ -49,8 +56,12 @@ class Tokenizers:
         params: TokenProducer.Params,
         routes: Callable[[], RouteTable],
         engines: Callable[[str], Sequence[str]] = lambda _server: (),
+        call: Callable[[Call], Awaitable[Called]] | None = None,
     ) -> None:
-        """`routes`: those in force, which name the models; `engines`: URLs of a ModelServer's engines that are ready."""
+        """`routes`: those in force, which name the models; `engines`: URLs of a ModelServer's engines that are ready.
+
+        `call`: performs a call to an engine.
+        """
         self.memo = Memo(params.memo_bytes)
         self.loads = 0
         self.failures = 0
@@ -64,6 +75,8 @@ class Tokenizers:
         self._numbers = itertools.count(1)
         self._faults: Counter[tuple[str, str]] = Counter()  # model, reason
         self._engines = engines
+        self._call = call
+        self._templates: dict[Source, str] = {}  # as engines told them
         self._servers: dict[str, str] = {}  # by model
         self._left_alone: dict[str, float] = {}  # models whose engines failed, and until when
         self._turns = itertools.count()
@@ -108,6 +121,7 @@ class Tokenizers:
         found = await asyncio.to_thread(_survey, wanted, params)
         for model in self._ready.keys() - found.keys():
             del self._ready[model]
+        await self._ask_templates(found)
         for model, one in found.items():
             if one.source is None:
                 self._without(model, one.problem)
@@ -118,8 +132,9 @@ class Tokenizers:
             found[model] = one
         self._found = found
         sources = {one.source for one in found.values()}
-        for gone in [source for source in self._loaded if source not in sources]:
-            del self._loaded[gone]
+        for known in (self._loaded, self._tried, self._templates):
+            for gone in [source for source in known if source not in sources]:
+                del known[gone]
 
     def metrics(self, counts: Counts) -> Iterable[Metric]:
         """Yield what is counted here and in the blocks."""
@@ -160,6 +175,7 @@ class Tokenizers:
 
     async def _tokenizer(self, source: Source, stamp: Stamp) -> ModelTokenizer | None:
         """Return the tokenizer in `source`, loaded again if its files changed; the one before where that fails."""
+        stamp = (*stamp, (self._templates.get(source, ""), 0, 0, 0))
         before = self._loaded.get(source)
         if before is not None and before[0] == stamp:
             return before[1]
@@ -194,6 +210,21 @@ class Tokenizers:
         else:
             _LOG.info("no tokenizer: text blocks take the place of token blocks", extra={"model": model})
 
+    async def _ask_templates(self, found: Mapping[str, _Found]) -> None:
+        """Learn from engines which chat templates they render with, where that is wanted and they tell."""
+        asked = {one.source: model for model, one in found.items() if one.source is not None}
+        for source, model in asked.items():
+            params, url = self._params, self._engine(model)
+            if self._call is None or not params.ask_engines or source.settings.chat_template or not url:
+                continue
+            try:
+                called = await self._call(Call("GET", f"{url}/tokenizer_info", params.ask_timeout_seconds))
+                template = orjson.loads(called.body)["chat_template"] if called.status == _OK else None
+            except (Busy, orjson.JSONDecodeError, KeyError, TypeError):
+                continue
+            if isinstance(template, str) and template:
+                self._templates[source] = template
+
     def _engine(self, model: str) -> str:
         """Return the URL of an engine that serves `model`, one after the other; "": none is to be asked."""
         if self._left_alone.get(model, 0.0) > asyncio.get_running_loop().time():
@@ -207,8 +238,11 @@ class Tokenizers:
         _LOG.warning("an engine does not tokenize: text blocks for a while", extra={"model": model, "why": why})
 
     def _load(self, source: Source) -> ModelTokenizer:
+        files = tokens_files.read(source)
+        if template := self._templates.get(source):
+            files = dataclasses.replace(files, templates=(("default", template),), processor="")
         return ModelTokenizer(
-            tokens_files.read(source),
+            files,
             memo=self.memo,
             number=next(self._numbers),
             strftime_now=lambda form: datetime.now().strftime(form),  # noqa: DTZ005 - local time, as engines take it

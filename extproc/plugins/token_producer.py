@@ -50,7 +50,8 @@ class TokenProducer:
     seconds of a core; requests beyond have text blocks. `recheckSeconds` 10: how often files are looked at, and what failed is tried again.
     `askEngines` false: where a model has no tokenizer, an engine that serves it is asked (`/tokenize`) for plain chats and
     texts of up to 1 MiB; requests wait for it, `askTimeoutSeconds` 0.25 at most, and have text blocks then. An engine that
-    fails is left alone for `recheckSeconds`. The last resort: it costs the engine what it costs to tokenize there.
+    fails is left alone for `recheckSeconds`. Where it has one, an engine's `/tokenizer_info` says which chat template it
+    renders with, if the engine has that enabled. The last resort: it costs the engine what it costs to tokenize there.
     Upstream's `vllm` and `udsTokenizerConfig` name a server that each request would wait for: refused by name.
     Source: llm-d's token-producer, whose default (`estimate`) is what text blocks are.
     """

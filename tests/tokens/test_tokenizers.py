@@ -11,6 +11,7 @@ from extproc.plugins.token_producer import TokenizerOf, TokenProducer
 from extproc.tokens.blocks import Counts
 from extproc.tokens.model import Fault
 from extproc.traffic.routes import RouteTable
+from extproc.types import Called
 from matrixinfer.api import networking
 from tests.tokens import tiny
 
@@ -250,6 +251,32 @@ async def test_engines_are_asked_in_turn_and_left_alone_when_they_fail(tmp_path)
     assert known.remote is not None
     known.use(TokenProducer.Params(hub_cache=str(tmp_path)))
     assert known.remote is None
+
+
+@pytest.mark.parametrize(
+    ("called", "template"),
+    [
+        (Called(200, b'{"chat_template": "the engine\'s own"}'), "the engine's own"),
+        (Called(404, b"{}"), tiny.CHATML),
+        (Called(200, b"{}"), tiny.CHATML),
+        (Called(0, b"", "timeout"), tiny.CHATML),
+    ],
+)
+async def test_an_engine_that_tells_its_template_is_believed(tmp_path, called, template):
+    tiny.a_folder(tmp_path / "models" / "demo")
+    table = RouteTable.build([a_route()], [a_server()])
+    params = TokenProducer.Params(hub_cache=str(tmp_path), folders=(str(tmp_path / "models"),), ask_engines=True)
+    urls = []
+
+    async def call(asked):
+        urls.append(asked.url)
+        return called
+
+    known = Tokenizers(params, lambda: table, lambda _server: ["http://a"], call)
+    await known.look()
+
+    assert urls == ["http://a/tokenizer_info"]
+    assert known.find("demo")._sources["default"] == template
 
 
 async def test_faults_are_logged_now_and_then(tmp_path, caplog):
