@@ -123,7 +123,10 @@ class _Picker:
 
         self._token_counts = Counts()
         self._tokenizers = Tokenizers(
-            settings.tokens(self._settings.current), lambda: self._director.routes, self._engines_of
+            settings.tokens(self._settings.current),
+            lambda: self._director.routes,
+            self._engines_of,
+            lambda call: self._errands.calls.run(call),
         )
         draw = random.Random()  # noqa: S311 - chance for balance, not for secrets
         self._decisions = DecisionLog(args.decision_log, epoch=time.time) if args.decision_log else None
