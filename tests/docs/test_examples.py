@@ -22,7 +22,7 @@ SCHEDULING = EXAMPLES / "scheduling"
 SIMULATE = EXAMPLES / "simulate"  # what `matrixinfer simulate` is given
 MANIFESTS = sorted(folder for folder in EXAMPLES.iterdir() if folder not in (SCHEDULING, SIMULATE))
 LATER = {"real-vllm"}  # needs vLLM
-HERE = {"quickstart", "canary", "header-routing", "lora", "two-models", "model-infer", "model-infer-roles"}
+HERE = {"quickstart", "prefill-decode", "canary", "header-routing", "lora", "two-models", "model-infer", "model-infer-roles"}
 
 
 @pytest.mark.parametrize("folder", MANIFESTS, ids=lambda folder: folder.name)
@@ -115,6 +115,19 @@ async def test_two_models_stand_behind_one_gateway():
         )
 
     assert (answered, embedded) == ("chat-8b", "embed-small")
+
+
+@pytest.mark.envoy
+async def test_prefill_pods_compute_and_decode_pods_answer():
+    async with up("prefill-decode", SCHEDULING / "prefill-decode.yaml") as world:
+        pods = {address: pod for pod, address in (await world.engines()).items()}
+        explain = {"x-matrixinfer-explain": "1"}
+        answers = [await world.send(prompt=text, headers=explain) for text in ("a long story " * 200, "hello")]
+
+    long, short = (json.loads(answer.headers["x-matrixinfer-decision"]) for answer in answers)
+    assert pods[long["prefill"]["endpoint"]].startswith("prefill")
+    assert pods[long["endpoints"][0]].startswith("decode")
+    assert (long["prefill"]["reason"], short["prefill"]["reason"]) == ("uncached", "cached")
 
 
 @pytest.mark.envoy
