@@ -16,7 +16,11 @@ KUBETEST := .build/kubernetes/kubetest
 run: $(READY)
 	$(BIN)/matrixinfer up examples/quickstart $(ARGS)
 
-test: $(READY) $(if $(or $(KUBEBUILDER_ASSETS),$(TEST_KUBECONFIG)),,$(if $(shell command -v go),$(KUBETEST)))
+# Not for tests of something else, nor where an API server is given; if it cannot be built, the tests' last lines say so.
+WANTS_KUBETEST = $(if $(KUBEBUILDER_ASSETS)$(TEST_KUBECONFIG),,$(if $(ARGS),$(findstring kubernetes,$(ARGS)),all))
+
+test: $(READY)
+	@$(if $(WANTS_KUBETEST),! command -v go >/dev/null || $(MAKE) --no-print-directory kubetest || echo "kubetest was not built: see above" >&2,:)
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)
@@ -50,6 +54,7 @@ test-engines: $(STAMP)
 kubetest: $(KUBETEST)
 
 $(KUBETEST): $(wildcard tests/kubernetes/kubetest/*)
+	@echo "building an API server for the tests: minutes the first time, seconds afterwards"
 	tests/kubernetes/kubetest/build.sh $(CURDIR)/$(@D)
 	@touch $@
 

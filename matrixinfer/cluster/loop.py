@@ -1,7 +1,7 @@
 """The one loop: stores -> queue -> reconcile -> perform. It knows no kind; controllers give it theirs.
 
-`reconcile(key, world, now)` is pure and returns a `Plan`. A Conflict or an unreachable cluster puts the key back with a
-growing delay; so does a bug, which is logged with its key. Other keys are not held up.
+`reconcile(key, world, now)` is pure and returns a `Plan`. A Conflict, a missing right or an unreachable cluster puts the key
+back with a growing delay; so does a bug, which is logged with its key. Other keys are not held up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from matrixinfer.api import kinds
 from matrixinfer.cluster.events import Recorder
 from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus
-from matrixinfer.cluster.protocol import AlreadyExists, ClusterError, Conflict, Key, NotFound, Unavailable
+from matrixinfer.cluster.protocol import AlreadyExists, ClusterError, Conflict, Forbidden, Key, NotFound, Unavailable
 from matrixinfer.cluster.queue import WorkQueue
 from matrixinfer.cluster.store import Store
 
@@ -209,7 +209,7 @@ class Loop:
             for action in plan.actions:
                 if isinstance(action, Publish) or self._may_write():
                     await self._perform(action)
-        except (Conflict, Unavailable) as error:
+        except (Conflict, Forbidden, Unavailable) as error:
             outcome = "again"
             delay_s = self._queue.retry(key, loop.time(), self._draw())
             log.info("%s: %s: %s; again in %.2f s", self._controller.name, key, error, delay_s)

@@ -128,8 +128,9 @@ class Store:
             except Unavailable as error:
                 if failures == 0:
                     log.info("%s: %s; the last known state stands", self.kind.plural, error)
-            except ClusterError:
-                log.exception("%s cannot be followed", self.kind.plural)
+            except ClusterError as error:
+                if failures == 0:
+                    log.error("%s cannot be followed: %s", self.kind.plural, error)  # noqa: TRY400 - where is no news
             self.connected = False
             failures += 1
             await asyncio.sleep(self._backoff.delay_s(failures, self._draw()))
