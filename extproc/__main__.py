@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from extproc.adapters.transport.calls import Service
+    from extproc.types import Call, Called
 
 _LOG = logging.getLogger("extproc")
 _EXPIRE_EVERY_S: Final = 5.0
@@ -126,7 +127,7 @@ class _Picker:
             settings.tokens(self._settings.current),
             lambda: self._director.routes,
             self._engines_of,
-            lambda call: self._errands.calls.run(call),
+            self._called,
         )
         draw = random.Random()  # noqa: S311 - chance for balance, not for secrets
         self._decisions = DecisionLog(args.decision_log, epoch=time.time) if args.decision_log else None
@@ -256,6 +257,10 @@ class _Picker:
         """Return the URLs of a ModelServer's engines that are ready."""
         addresses = [self._world.table.address(row) for row in self._world.pools.ready(server).tolist()]
         return [f"{self._view.scheme(address)}://{address}" for address in addresses]
+
+    async def _called(self, call: Call) -> Called:
+        """Call an engine."""
+        return await self._errands.calls.run(call)
 
     async def _follow_tokenizers(self) -> None:
         """Look for tokenizers again and again, once the routes are known."""
