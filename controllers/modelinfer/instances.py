@@ -74,15 +74,15 @@ class Group:
         return sorted(found, key=lambda one: one.key.index)
 
     def lost(self, wanted: Wanted, now: float) -> str:
-        """Say which pod that the group has had is gone; "" if none is."""
-        for one in self.instances.values():
-            if one.live and one.lost(now):
-                return f"a pod of {one.key.role}-{one.key.index} is gone"
-        if self._forming(now):
-            return ""
+        """Say which pod that the group has had is gone; "" if none is that it needs."""
+        forming = self._forming(now)
         for role in self.shape.roles:
+            there = self.of(role.name)
+            torn = [one for one in there if one.lost(now)]
+            if torn and len(there) - len(torn) < role.replicas:  # more than that are on their way out anyway
+                return f"a pod of {role.name}-{torn[0].key.index} is gone"
             had = min(wanted.recorded.get(role.name, role.replicas), role.replicas)
-            if len(self.of(role.name)) < had:
+            if len(there) < had and not forming:
                 return f"an instance of {role.name} is gone"
         return ""
 

@@ -158,3 +158,14 @@ def test_an_instance_that_was_added_and_is_gone_is_a_loss():
     town.settle()
 
     assert len(renewed(town, before)) == 8
+
+
+def test_a_controller_that_dies_while_it_removes_an_instance_does_not_take_the_group_for_broken():
+    town = standing("InferGroupRecreate")
+    fewer = a_shape(a_role("prefill"), a_role("decode", replicas=1, pods=3))
+    town.want(wanting(2, fewer, recovery="InferGroupRecreate"))
+    town.step(actions=1)
+    town.settle()
+
+    assert town.made == list(dict.fromkeys(town.made))
+    assert town.available() == 2
