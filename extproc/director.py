@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from extproc import errors
-from extproc.prefilling import Asked, Prefilling
+from extproc.prefilling.story import Asked, Prefilling
 from extproc.requests import parse, paths, rewrite
 from extproc.scheduling.framework import Cycle
 from extproc.traffic import latency, listing
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from extproc.kvcache.exact import ExactIndex
     from extproc.kvcache.index import PrefixIndex
-    from extproc.prefilling import Split, Told
+    from extproc.prefilling.story import Split
+    from extproc.prefilling.told import Told
     from extproc.scheduling.endpoints import EndpointTable
     from extproc.scheduling.framework import Draw
     from extproc.scheduling.scheduler import Result, Scheduler, Trace
@@ -294,7 +295,7 @@ class Director:
         """Note the request as sent, and what its endpoint will hold."""
         request, chain = cycle.request, prefix.hashes
         chosen = result.rows[0]
-        at = int(np.flatnonzero(cycle.rows == chosen)[0])
+        at = cycle.rows.tolist().index(chosen)
         matched = int(cycle.matched[at])
         cached = -1 if cycle.cached_tokens is None else int(cycle.cached_tokens[at])
         sent = Sent(

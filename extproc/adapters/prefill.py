@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import HistogramMetricFamily
 
 from extproc.adapters import telemetry
-from extproc.prefilling import BOUNDS
+from extproc.prefilling.told import BOUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from extproc.adapters.calls import Calls
-    from extproc.prefilling import Counts
+    from extproc.prefilling.told import Counts
 
 
 def metrics(counts: Counts, calls: Calls) -> Iterable[Metric]:
