@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from extproc.adapters.desk import Refusal
     from extproc.adapters.world import WorldView
     from extproc.director import Director, Record, World
+    from extproc.scheduling.endpoints import EndpointTable, Lora
     from extproc.traffic.ledger import Settlement
 
 _PAGES: Final = {
@@ -107,6 +108,8 @@ class _Pages:
                     "scraped_s_ago": round(age, 2) if age != float("inf") else None,
                     "avoided_for_s": round(max(float(table.avoid_until[row]) - now, 0.0), 2),
                     "blocks_known": index.held(row),
+                    "adapters": _adapters(table.lora[row]),
+                    "learned": _learned(table, row, now),
                 }
             )
         return _json({"endpoints": listed})
@@ -207,6 +210,24 @@ def _end(settlement: Settlement | None) -> dict[str, Any]:
         "served": settlement.served,
         "failed": settlement.failed,
         "outcome": settlement.outcome._asdict() if settlement.outcome is not None else None,
+    }
+
+
+def _adapters(lora: Lora | None) -> dict[str, Any] | None:
+    if lora is None:
+        return None
+    return {"running": sorted(lora.running), "waiting": sorted(lora.waiting), "slots": lora.slots}
+
+
+def _learned(table: EndpointTable, row: int, now: float) -> dict[str, float] | None:
+    """Show what settled requests took there; None if none was measured."""
+    if not table.ttft_samples[row] and not table.tpot_samples[row]:
+        return None
+    return {
+        "ttft_s": round(float(table.ttft_s[row]), 4),
+        "tpot_s": round(float(table.tpot_s[row]), 5),
+        "inflight": round(float(table.latency_load[row]), 2),
+        "s_ago": round(now - float(table.latency_at[row]), 1),
     }
 
 

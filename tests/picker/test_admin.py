@@ -2,7 +2,11 @@
 
 import pytest
 
+from extproc.adapters.admin import _adapters, _learned
+from extproc.scheduling import latency
+from extproc.scheduling.endpoints import Lora
 from tests.picker.running import a_picker, a_route, eventually, put, ticket
+from tests.scheduling.builders import a_table, an_endpoint
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hello " * 200}]}
 
@@ -29,6 +33,7 @@ async def test_every_page_shows_what_it_says():
         assert {each["endpoint"] for each in one["candidates"]} == {each["address"] for each in endpoints}
         assert sum(each["inflight"] for each in endpoints) == 3
         assert max(each["blocks_known"] for each in endpoints) > 0
+        assert {(each["adapters"], each["learned"]) for each in endpoints} == {(None, None)}
         assert routes["models"] == ["demo"]
         assert "parentRefs" in routes["skipped"]["ns/other"]
         assert routes["servers"]["ns/engines"]["ready"] == 2
@@ -76,3 +81,12 @@ async def test_the_metrics_port_shows_no_more_than_metrics_and_health():
 async def _with_skipped(picker):
     routes = await picker.page("/routes")
     return routes if routes["skipped"] else None
+
+
+def test_what_is_learned_of_an_endpoint_is_shown():
+    table = a_table(an_endpoint(lora=Lora(frozenset({"b", "a"}), frozenset({"c"}), 4)), an_endpoint())
+    latency.record(table, 0, latency.Sample(0.25, 100.0, 0.01, 3), 100.0)
+
+    assert _learned(table, 0, 101.5) == {"ttft_s": 0.25, "tpot_s": 0.01, "inflight": 3.0, "s_ago": 1.5}
+    assert _learned(table, 1, 101.5) is None
+    assert _adapters(table.lora[0]) == {"running": ["a", "b"], "waiting": ["c"], "slots": 4}
