@@ -12,6 +12,7 @@ from extproc.scheduling.framework import parameter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -44,3 +45,10 @@ class ActiveRequestScorer:
         if most <= idle:
             return np.ones(len(active))
         return np.where(active <= idle, 1.0, (most - active) / most * self.params.max_busy_score)
+
+    def score_few(self, cycle: Few) -> list[float]:
+        """Do the same for few."""
+        inflight = cycle.table.view["inflight"]
+        active = [inflight[row] for row in cycle.rows]
+        most, idle, busy = max(active), self.params.idle_threshold, self.params.max_busy_score
+        return [1.0 if each <= idle else (most - each) / most * busy for each in active]

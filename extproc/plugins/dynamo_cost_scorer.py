@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from extproc.plugins.queue_scorer import shortest_first
+from extproc.plugins.queue_scorer import shortest_first, shortest_of_few
 from extproc.scheduling.framework import parameter
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -44,3 +45,10 @@ class DynamoCostScorer:
         missing = 1.0 - cycle.matched / max(cycle.blocks, 1)
         prefill = self.params.overlap_score_weight * cycle.request.prompt_tokens * missing
         return shortest_first(prefill + cycle.table.inflight_tokens[cycle.rows])
+
+    def score_few(self, cycle: Few) -> list[float]:
+        """Do the same for few."""
+        tokens, blocks = cycle.table.view["inflight_tokens"], max(cycle.blocks, 1)
+        prompt = self.params.overlap_score_weight * cycle.request.prompt_tokens
+        both = zip(cycle.rows, cycle.matched, strict=True)
+        return shortest_of_few([prompt * (1.0 - matched / blocks) + tokens[row] for row, matched in both])

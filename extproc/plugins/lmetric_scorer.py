@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -46,3 +47,11 @@ class LmetricScorer:
         missing = cycle.blocks - np.minimum(cycle.matched, cycle.blocks - 1) if cycle.blocks else 1
         cost = missing * batch  # in blocks: T / b is the same for all
         return np.asarray(cost.min() / cost, dtype=np.float64)
+
+    def score_few(self, cycle: Few) -> list[float]:
+        """Do the same for few."""
+        inflight, blocks = cycle.table.view["inflight"], cycle.blocks
+        missing = [blocks - min(each, blocks - 1) if blocks else 1 for each in cycle.matched]
+        costs = [each * (inflight[row] + 1) for each, row in zip(missing, cycle.rows, strict=True)]
+        least = min(costs)
+        return [least / each for each in costs]

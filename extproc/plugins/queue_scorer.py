@@ -11,6 +11,7 @@ from extproc.scheduling.framework import NoParams
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -34,11 +35,31 @@ class QueueScorer:
         """Return the scores, shape (n,)."""
         return shortest_first(since_scrape(cycle, cycle.table.waiting))
 
+    def score_few(self, cycle: Few) -> list[float]:
+        """Do the same for few."""
+        return shortest_of_few(since_scrape_few(cycle, "waiting"))
+
 
 def since_scrape(cycle: Cycle, scraped: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a count of requests that engines reported, with what has changed since by our own; shape (n,), at least 0."""
     table, rows = cycle.table, cycle.rows
     return np.maximum(scraped[rows] + (table.inflight[rows] - table.inflight_scraped[rows]), 0.0)
+
+
+def since_scrape_few(cycle: Few, column: str) -> list[float]:
+    """Do the same as `since_scrape` for few; `column` is the scraped one's name."""
+    view = cycle.table.view
+    scraped, now, then = view[column], view["inflight"], view["inflight_scraped"]
+    return [max(scraped[row] + (now[row] - then[row]), 0.0) for row in cycle.rows]
+
+
+def shortest_of_few(values: list[float]) -> list[float]:
+    """Do the same as `shortest_first` for few."""
+    low = min(values)
+    spread = max(values) - low
+    if spread == 0:
+        return [1.0] * len(values)
+    return [1.0 - (each - low) / spread for each in values]
 
 
 def shortest_first(values: NDArray[np.float64]) -> NDArray[np.float64]:

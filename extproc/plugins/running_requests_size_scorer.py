@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from extproc.plugins.queue_scorer import shortest_first, since_scrape
+from extproc.plugins.queue_scorer import shortest_first, shortest_of_few, since_scrape, since_scrape_few
 from extproc.scheduling.framework import NoParams
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -31,3 +32,7 @@ class RunningRequestsSizeScorer:
     def score(self, cycle: Cycle) -> NDArray[np.float64]:
         """Return the scores, shape (n,)."""
         return shortest_first(since_scrape(cycle, cycle.table.running))
+
+    def score_few(self, cycle: Few) -> list[float]:
+        """Do the same for few."""
+        return shortest_of_few(since_scrape_few(cycle, "running"))

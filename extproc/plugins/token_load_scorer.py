@@ -12,6 +12,7 @@ from extproc.scheduling.framework import parameter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from extproc.scheduling.few import Few
     from extproc.scheduling.framework import Cycle
 
 
@@ -38,3 +39,8 @@ class TokenLoadScorer:
         """Return the scores, shape (n,)."""
         load = cycle.table.inflight_tokens[cycle.rows] / self.params.queue_threshold_tokens
         return 1.0 - np.minimum(load, 1.0)
+
+    def score_few(self, cycle: Few) -> list[float]:
+        """Do the same for few."""
+        tokens, threshold = cycle.table.view["inflight_tokens"], self.params.queue_threshold_tokens
+        return [1.0 - min(tokens[row] / threshold, 1.0) for row in cycle.rows]
