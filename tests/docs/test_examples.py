@@ -22,7 +22,7 @@ SCHEDULING = EXAMPLES / "scheduling"
 SIMULATE = EXAMPLES / "simulate"  # what `matrixinfer simulate` is given
 MANIFESTS = sorted(folder for folder in EXAMPLES.iterdir() if folder not in (SCHEDULING, SIMULATE))
 LATER = {"real-vllm"}  # needs vLLM
-HERE = {"quickstart", "prefill-decode", "canary", "header-routing", "lora", "two-models", "model-infer", "model-infer-roles"}
+HERE = {"quickstart", "prefill-decode", "canary", "header-routing", "lora", "two-models", "model-infer", "model-infer-roles", "kv-events"}
 
 
 @pytest.mark.parametrize("folder", MANIFESTS, ids=lambda folder: folder.name)
@@ -104,6 +104,18 @@ async def test_lora_adapters_are_served_where_they_are_loaded():
     assert chosen == {addresses["base-0"]}
     assert sql == "sql"
     assert {model["id"]: model["parent"] for model in listed} == {"demo": None, "sql": "demo", "summary": "demo"}
+
+
+@pytest.mark.envoy
+async def test_engines_with_kv_events_are_known_to_the_token():
+    async with up("kv-events", SCHEDULING / "exact-prefix.yaml") as world:
+        for cached in (0, 96):
+            request = world.new_id()
+            answer = await world.send(prompt=list(range(1000, 1100)), headers={"x-request-id": request})
+            found = await world.decision(request)
+
+            assert answer.json["usage"]["prompt_tokens_details"]["cached_tokens"] == cached
+            assert found["predicted_cached_tokens"] == cached
 
 
 @pytest.mark.envoy
