@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from matrixinfer.cli.simulate.configurations import Chosen
     from matrixinfer.cli.simulate.jobs import Common, Job
     from matrixinfer.cli.simulate.summary import Summary
-    from matrixinfer.cli.simulate.trace import Trace
 
 
 class _Chosen(argparse.Action):
@@ -103,40 +101,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _prepared(arguments: argparse.Namespace, said: Console) -> tuple[Common, list[Job]]:
-    """Read everything. Raises BadInput."""
-    import numpy as np  # noqa: PLC0415 - see main.py
-
-    from matrixinfer.cli.simulate import cluster, configurations, jobs, oracle, traces  # noqa: PLC0415
+    """Read everything, and make a job of each configuration at each load. Raises BadInput."""
+    from matrixinfer.cli.simulate import cluster, configurations, jobs, oracle, traces  # noqa: PLC0415 - see main.py
 
     engines = cluster.read(arguments.cluster)
     chosen = configurations.read(arguments.chosen or [("default", False)])
-    trace = traces.read(arguments.trace)
-    if arguments.requests:
-        trace = trace.chosen(np.arange(min(arguments.requests, len(trace))))
-    trace = traces.fitting(trace, engines, said)
-    found = oracle.hits(trace, engines)
-    best = oracle.rate(trace, engines, found)
-    said.print(
-        f"{len(trace)} requests of {trace.prompt.mean():.0f} and {trace.output.mean():.0f} tokens on {len(engines.each)} "
-        f"engines, which could serve {best:.3g} a second at best"
-    )
-    loads = _loads(arguments, trace, best)
-    common = jobs.Common(cluster=engines, found=found, warm_up=arguments.warm_up, seed=arguments.seed)
-    return common, [_job(one, load, trace, best) for load in loads for one in chosen]
-
-
-def _loads(arguments: argparse.Namespace, trace: Trace, best: float) -> list[float]:
+    source = traces.Source(arguments.trace, engines, requests=arguments.requests)
     if arguments.load:
-        return list(arguments.load)
-    if arguments.rate:
-        return [rate / best for rate in arguments.rate]
-    return [trace.rate / best]
-
-
-def _job(chosen: Chosen, load: float, trace: Trace, best: float) -> Job:
-    from matrixinfer.cli.simulate import jobs  # noqa: PLC0415 - see main.py
-
-    return jobs.Job(chosen.name, chosen.settings, load, trace.at_rate(load * best) if load else trace, chosen.exact)
+        listed = [source.at_load(load) for load in arguments.load]
+    elif arguments.rate:
+        listed = [source.at_rate(rate) for rate in arguments.rate]
+    else:
+        listed = [source.own()]
+    made = []
+    for trace in listed:
+        found = source.found(trace)
+        best = oracle.rate(trace, engines, found)
+        said.print(
+            f"{len(trace)} requests, {trace.rate:.3g} a second, of {trace.prompt.mean():.0f} and {trace.output.mean():.0f} "
+            f"tokens on {len(engines.each)} engines that could serve {best:.3g} a second at best"
+            + (f"; {source.left_out} left out, as no engine could hold them" if source.left_out else "")
+        )
+        made += [jobs.Job(one.name, one.settings, trace.rate / best, trace, found, one.exact) for one in chosen]
+    return jobs.Common(cluster=engines, warm_up=arguments.warm_up, seed=arguments.seed), made
 
 
 def _performed(listed: Sequence[Job], common: Common, said: Console, *, at_once: int) -> list[Summary]:

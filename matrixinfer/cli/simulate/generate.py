@@ -27,8 +27,15 @@ _MODERATE: Final = 0.6  # sigma of lengths that vary as those of questions do
 class Kind(Protocol):
     """One way of making requests."""
 
-    requests: int
-    block: int
+    @property
+    def requests(self) -> int:
+        """How many."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Tokens in a block."""
+        ...
 
     def asks(self) -> Iterator[Ask]:
         """Yield the requests, in order of arrival."""
@@ -292,8 +299,8 @@ KINDS: Final[dict[str, type[Any]]] = {
 }
 
 
-def generated(spec: str) -> trace.Trace:
-    """Make the trace that `generate:KIND?...` names. Raises BadInput."""
+def kind(spec: str) -> tuple[str, Kind]:
+    """Return what `generate:KIND?...` names: the kind's name, and the kind with these parameters. Raises BadInput."""
     name, _, query = spec.removeprefix(PREFIX).partition("?")
     if name not in KINDS:
         raise BadInput(spec, f"there is no generator {name!r}; we have: {', '.join(KINDS)}")
@@ -304,7 +311,11 @@ def generated(spec: str) -> trace.Trace:
         if key not in known:
             raise BadInput(spec, f"{name} has no parameter {key!r}; it has: {', '.join(known)}")
         values[key] = _value(spec, key, text, known[key].default)
-    kind: Kind = KINDS[name](**values)
+    return name, KINDS[name](**values)
+
+
+def made(name: str, kind: Kind) -> trace.Trace:
+    """Make the trace."""
     return trace.build(name, itertools.islice(kind.asks(), kind.requests), block_tokens=kind.block)
 
 

@@ -34,6 +34,7 @@ class Job:
     settings: Config
     load: float
     trace: Trace  # at its rate
+    found: NDArray[np.int64]  # the oracle's hits in it
     exact: bool
 
 
@@ -42,7 +43,6 @@ class Common:
     """What all jobs share."""
 
     cluster: Cluster
-    found: NDArray[np.int64]  # the oracle's hits
     warm_up: float
     seed: int
 
@@ -109,7 +109,7 @@ def _work(job: Job, common: Common, told: Connection) -> None:
                 configuration=job.configuration,
                 load=job.load,
                 slo=common.cluster.slo,
-                found=common.found,
+                found=job.found,
                 warm_up=common.warm_up,
             )
         )
