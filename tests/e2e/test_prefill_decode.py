@@ -226,3 +226,107 @@ async def test_a_prefill_engine_that_is_killed_midway_costs_the_client_nothing(w
     assert answer.status == 200
     assert answer.json["usage"]["completion_tokens"] == 4
     await world.settled()
+
+
+PROXIED = """\
+  - name: engine
+    command: [python, -m, engine.simulator]
+    args: {args}
+    env:
+    - name: POD_IP
+      valueFrom: {{fieldRef: {{fieldPath: status.podIP}}}}
+"""
+
+
+def a_proxied(name, connector, *args, app):
+    """Manifest of a decode pod with the proxy before its engine."""
+    engine = ["--model", "demo", "--host", "$(POD_IP)", "--port", "8200", *args]
+    pod = (
+        a_half(name, app=app, role="decode")
+        .replace("engine.simulator", "engine.proxy")
+        .replace("name: engine", "name: proxy")
+    )
+    flags = ["--host", "$(POD_IP)", "--port", "8000", "--engine", "http://$(POD_IP):8200", "--connector", connector]
+    lines = [f"    args: {json.dumps(flags)}" if "    args:" in line else line for line in pod.splitlines()]
+    return "\n".join(lines) + "\n" + PROXIED.format(args=json.dumps(engine))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def proxied(tmp_path_factory):
+    """NIXL and SGLang with a proxy in the decode pods, configured as llm-d's files are."""
+    nixl = ("--kv-transfer-config", NIXL)
+    documents = [
+        *(a_half(f"p{n}", *nixl, app="nixl", role="prefill") for n in range(2)),
+        a_proxied("d0", "nixl", *nixl, app="nixl"),
+        a_half("sp", "--disaggregation-mode", "prefill", app="sglang", role="prefill"),
+        a_proxied("sd", "sglang", "--disaggregation-mode", "decode", app="sglang"),
+        a_split_server("nixl", "nixl"),
+        a_split_server("sglang", engine="SGLang"),
+        *(a_route(name, server=name) for name in ("nixl", "sglang")),
+    ]
+    folder = tmp_path_factory.mktemp("proxied")
+    (folder / "epp.yaml").write_text(EPP)
+    async with running(folder / "manifests", *documents, scheduling=folder / "epp.yaml") as it:
+        yield it
+
+
+EPP = """\
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: disagg-headers-handler
+- type: always-disagg-pd-decider
+- type: disagg-profile-handler
+  parameters:
+    deciderPluginName: always-disagg-pd-decider
+- type: prefill-filter
+- type: decode-filter
+- type: prefix-cache-scorer
+- type: queue-scorer
+- type: active-request-scorer
+- type: max-score-picker
+schedulingProfiles:
+- name: prefill
+  plugins:
+  - pluginRef: prefill-filter
+  - {pluginRef: prefix-cache-scorer, weight: 3}
+  - {pluginRef: queue-scorer, weight: 2}
+  - pluginRef: max-score-picker
+- name: decode
+  plugins:
+  - pluginRef: decode-filter
+  - {pluginRef: active-request-scorer, weight: 2}
+  - {pluginRef: prefix-cache-scorer, weight: 3}
+  - pluginRef: max-score-picker
+"""
+
+
+@pytest.mark.parametrize("model", ["nixl", "sglang"])
+async def test_the_decode_pods_proxy_performs_the_leg(proxied, model):
+    answer, decision = await explained(proxied, model=model, prompt=PROMPT, max_tokens=5)
+    stream = await proxied.send(model=model, stream=True, max_tokens=5, prompt=PROMPT + "more")
+    prefill, decode = await served_by(proxied, decision)
+
+    assert decision["prefill"]["leg"] == "proxy"
+    assert (prefill[:1], decode[-2:][:1]) == ("p" if model == "nixl" else "s", "d" if model == "nixl" else "s")
+    assert answer.json["usage"]["completion_tokens"] == 5
+    assert events(stream.body)[-1] == "[DONE]"
+    address = (await proxied.engines())[decode]
+    async with proxied.http.get(f"http://{address}/proxy/state") as state:
+        assert (await state.json())["prefill_legs"] == {"ok": 2}
+    settled = await proxied.settled()
+    assert total(settled, "matrixinfer_inflight_requests") == 0
+
+
+async def test_the_proxy_goes_on_when_a_prefill_engine_dies(proxied):
+    await proxied.fail("p0", "reset")
+    await proxied.fail("p1", "500")
+    try:
+        answers = [await proxied.send(model="nixl", prompt=f"{n} {PROMPT}", max_tokens=3) for n in range(4)]
+    finally:
+        for pod in ("p0", "p1"):
+            address = (await proxied.engines())[pod]
+            async with proxied.http.delete(f"http://{address}/sim/fail"):
+                pass
+
+    assert {answer.status for answer in answers} == {200}
