@@ -22,7 +22,17 @@ SCHEDULING = EXAMPLES / "scheduling"
 SIMULATE = EXAMPLES / "simulate"  # what `matrixinfer simulate` is given
 MANIFESTS = sorted(folder for folder in EXAMPLES.iterdir() if folder not in (SCHEDULING, SIMULATE))
 LATER = {"real-vllm"}  # needs vLLM
-HERE = {"quickstart", "prefill-decode", "canary", "header-routing", "lora", "two-models", "model-infer", "model-infer-roles", "kv-events"}
+HERE = {
+    "quickstart",
+    "prefill-decode",
+    "canary",
+    "header-routing",
+    "lora",
+    "two-models",
+    "model-infer",
+    "model-infer-roles",
+    "kv-events",
+}
 
 
 @pytest.mark.parametrize("folder", MANIFESTS, ids=lambda folder: folder.name)
