@@ -15,7 +15,7 @@ from controllers.modelinfer import children, quantities
 from matrixinfer.api import kinds, workload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from controllers.modelinfer.revisions import Revision
     from controllers.modelinfer.shapes import InstanceKey
@@ -173,13 +173,18 @@ class Gang:
         return sum(role.pods * least for role, least in self._least(revision))
 
     def _least_resources(self, revision: Revision) -> dict[str, str]:
-        parts = []
+        """Sum what the scheduler must find; nothing if an amount cannot be read: the API server will refuse its pods."""
+        try:
+            return quantities.written(quantities.total(self._asked(revision)))
+        except ValueError:
+            return {}
+
+    def _asked(self, revision: Revision) -> Iterator[tuple[quantities.Resources, int]]:
         for role, least in self._least(revision):
             raw = revision.role(role.name)
-            parts.append((quantities.of_pod(raw["entryTemplate"]["spec"]), least))
+            yield quantities.of_pod(raw["entryTemplate"]["spec"]), least
             if role.pods > 1:
-                parts.append((quantities.of_pod(raw["workerTemplate"]["spec"]), least * (role.pods - 1)))
-        return quantities.written(quantities.total(parts))
+                yield quantities.of_pod(raw["workerTemplate"]["spec"]), least * (role.pods - 1)
 
 
 def _topology(topology: workload.NetworkTopology) -> dict[str, Any]:

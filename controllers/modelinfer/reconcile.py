@@ -54,7 +54,8 @@ def controller(served: Served = Served.NOTHING) -> Controller:
         children_kinds.append(served.kind)
     watches = {kinds.MODEL_INFER: itself(kinds.MODEL_INFER)}
     watches |= {kind: owner(kinds.MODEL_INFER) for kind in children_kinds}
-    return Controller(NAME, Reconciler(served).reconcile, watches)
+    reconciler = Reconciler(served)
+    return Controller(NAME, reconciler.reconcile, watches, reconciler.refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,14 @@ class Reconciler:
 
     def reconcile(self, key: Key, world: World, now: float) -> Plan:
         """Give what brings the ModelInfer's world nearer to its spec."""
+        return self._story(key, world, now)
+
+    def refused(self, key: Key, world: World, error: Exception, now: float) -> Plan:
+        """Give the status that says what the API server has refused."""
+        plan = self._story(key, world, now, refusal=f"The API server refuses what is to be made: {error}")
+        return Plan(tuple(action for action in plan.actions if isinstance(action, ApplyStatus)))
+
+    def _story(self, key: Key, world: World, now: float, refusal: str = "") -> Plan:
         manifest = world.get(kinds.MODEL_INFER, key.name, key.namespace)
         if manifest is None or "deletionTimestamp" in manifest["metadata"]:
             return Plan()
@@ -102,24 +111,26 @@ class Reconciler:
             return Plan(tuple(_status(manifest, {}, found, now)))
         case = self._case(manifest, infer, world, now)
         taken = _taken(case, world)
-        troubles = _troubles(case, taken)
-        fields = status.counts(case.name, case.wanted, case.steps)
-        found = status.findings(case.name, case.wanted, case.steps, case.pods, troubles)
-        actions: list[Action] = [
-            *_revision(case),
-            *_status(manifest, fields, found, now),
+        first = [*_revision(case)]
+        rest: list[Action] = [
             *_removals(case),
             *_pod_groups(case, world),
             *_services(case, world, taken),
             *_pods(case, taken),
             *_history(case),
-            *events.told(manifest, case.wanted, case.steps, fields),
-            *drift.labels(manifest, case.seen, case.pods),
         ]
+        if not refusal and any(isinstance(action, Apply) for action in (*first, *rest)):
+            refusal = status.refusal(manifest)  # it stands until what was refused is no longer to be made
+        fields = status.counts(case.name, case.wanted, case.steps)
+        troubles = _troubles(case, taken, refusal)
+        found = status.findings(case.name, case.wanted, case.steps, case.pods, troubles)
+        told = events.told(manifest, case.wanted, case.steps, fields)
+        labels = drift.labels(manifest, case.seen, case.pods)
+        actions = (*first, *_status(manifest, fields, found, now), *rest, *told, *labels)
         again = case.steps.look_at
         if taken:
             again = now + _LOOK_AGAIN_S if again is None else min(again, now + _LOOK_AGAIN_S)
-        return Plan(tuple(actions), None if again is None else max(again - now, 0.0))
+        return Plan(actions, None if again is None else max(again - now, 0.0))
 
     def _case(self, manifest: Manifest, infer: workload.ModelInfer, world: World, now: float) -> _Case:
         uid = manifest["metadata"]["uid"]
@@ -289,13 +300,15 @@ def _services_needed(case: _Case) -> list[str]:
     ]
 
 
-def _troubles(case: _Case, taken: Mapping[str, str]) -> list[tuple[str, str]]:
-    troubles = [("NameTaken", message) for message in list(taken.values())[:3]]
+def _troubles(case: _Case, taken: Mapping[str, str], refusal: str) -> list[tuple[str, str]]:
+    troubles = [("NameTaken", f"{message}.") for message in list(taken.values())[:3]]
+    if refusal:
+        troubles.append((status.REFUSED, refusal))
     if case.gang.problem:
-        troubles.append(("GangUnavailable", case.gang.problem))
+        troubles.append(("GangUnavailable", f"{case.gang.problem}."))
     lost = sorted({place.revision for place in case.steps.create if case.revision(place.revision) is None})
     if lost:
-        message = f"pods of revision {lost[0]} are to be made, and its ControllerRevision is gone: set partition to 0"
+        message = f"pods of revision {lost[0]} are to be made, and its ControllerRevision is gone: set partition to 0."
         troubles.append(("RevisionLost", message))
     return troubles
 

@@ -22,6 +22,9 @@ PROGRESSING: Final = "Progressing"  # something is on its way
 UPDATE_IN_PROGRESS: Final = "UpdateInProgress"  # groups of an older revision are being replaced
 DEGRADED: Final = "Degraded"  # something will not come right by itself
 
+REFUSED: Final = "Refused"  # reason of Degraded
+
+_LONGEST: Final = 4096
 _NAMED: Final = 3  # groups or pods that a message names
 _PLAIN_WAITS: Final = ("ContainerCreating", "PodInitializing", "")
 
@@ -106,6 +109,15 @@ def rejected(problems: Iterable[object]) -> list[Finding]:
     return [Finding(ACCEPTED, False, "Invalid", f"{why}. Until this is changed, everything stays as it is.")]
 
 
+def refusal(manifest: Manifest) -> str:
+    """Give what the status says was refused of the spec as it is; "" if nothing was."""
+    for condition in (manifest.get("status") or {}).get("conditions", ()):
+        same = condition.get("observedGeneration") == manifest["metadata"].get("generation")
+        if condition["type"] == DEGRADED and condition["reason"] == REFUSED and same:
+            return str(condition["message"])
+    return ""
+
+
 def written(manifest: Manifest, fields: Mapping[str, Any], found: Iterable[Finding], now: str) -> dict[str, Any] | None:
     """Give the status to write; None if it stands already. A condition's time moves with its status only."""
     generation = manifest["metadata"].get("generation", 0)
@@ -164,7 +176,7 @@ def _update(name: str, wanted: Wanted, behind: Sequence[int]) -> Finding:
 def _degraded(pods: Mapping[str, Manifest], troubles: Sequence[tuple[str, str]]) -> Finding:
     if troubles:
         reasons = [reason for reason, _ in troubles]
-        return Finding(DEGRADED, True, reasons[0], " ".join(f"{message}." for _, message in troubles))
+        return Finding(DEGRADED, True, reasons[0], " ".join(message for _, message in troubles)[:_LONGEST])
     waits = _waits(pods.values())
     if waits:
         return Finding(DEGRADED, True, "PodsFailing", f"{'; '.join(waits)}.")

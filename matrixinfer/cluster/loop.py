@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 from matrixinfer.api import kinds
 from matrixinfer.cluster.events import Recorder
 from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus
-from matrixinfer.cluster.protocol import AlreadyExists, ClusterError, Conflict, Forbidden, Key, NotFound, Unavailable
+from matrixinfer.cluster.protocol import (
+    AlreadyExists,
+    ClusterError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    Key,
+    NotFound,
+    Unavailable,
+)
 from matrixinfer.cluster.queue import WorkQueue
 from matrixinfer.cluster.store import Store
 
@@ -63,6 +72,8 @@ class Controller:
     name: str  # the manager of the fields it applies, and who its events are from
     reconcile: Reconcile
     watches: Mapping[Kind, Touches]
+    # What to write when the cluster refuses what a plan wants and only a user can change that.
+    refused: Callable[[Key, World, ClusterError, float], Plan] | None = None
 
 
 def itself(kind: Kind) -> Touches:
@@ -213,6 +224,13 @@ class Loop:
             outcome = "again"
             delay_s = self._queue.retry(key, loop.time(), self._draw())
             log.info("%s: %s: %s; again in %.2f s", self._controller.name, key, error, delay_s)
+            if isinstance(error, Forbidden):
+                await self._say(key, error)
+        except Invalid as error:
+            outcome = "failed"
+            delay_s = self._queue.retry(key, loop.time(), self._draw())
+            log.warning("%s: %s: %s; again in %.2f s", self._controller.name, key, error, delay_s)
+            await self._say(key, error)
         except Exception:  # a bug, or a refusal that is one: this task's root
             outcome = "failed"
             delay_s = self._queue.retry(key, loop.time(), self._draw())
@@ -223,6 +241,16 @@ class Loop:
                 self._queue.add_at(key, loop.time() + plan.requeue_after_s)
         finally:
             self._report(outcome, loop.time() - began)
+
+    async def _say(self, key: Key, error: ClusterError) -> None:
+        """Let the controller tell the users of an object what was refused. What is only said may fail: it is logged."""
+        if self._controller.refused is None or not self._may_write():
+            return
+        try:
+            for action in self._controller.refused(key, self.world, error, self._clock()).actions:
+                await self._perform(action)
+        except ClusterError as again:
+            log.info("%s: %s: cannot be said: %s", self._controller.name, key, again)
 
     async def _perform(self, action: Action) -> None:
         name = self._controller.name

@@ -13,7 +13,7 @@ from matrixinfer.cluster.backoff import Backoff
 from matrixinfer.cluster.loop import Controller, Loop, itself, owner
 from matrixinfer.cluster.memory import MemoryCluster
 from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus
-from matrixinfer.cluster.protocol import Conflict, Key, NotFound, Unavailable
+from matrixinfer.cluster.protocol import Conflict, Forbidden, Invalid, Key, NotFound, Unavailable
 from matrixinfer.cluster.queue import WorkQueue
 from tests.cluster.conformance import PATIENCE_S, WIDGET, a_widget, eventually, owned_by
 
@@ -249,3 +249,29 @@ async def test_a_deleted_object_is_reconciled_once_more(cluster):
         await asyncio.wait_for(present.wait(), PATIENCE_S)
         await cluster.delete(WIDGET, "w", "default")
         await asyncio.wait_for(absent.wait(), PATIENCE_S)
+
+
+@pytest.mark.parametrize("error", [Invalid("spec.x: no"), Forbidden("exceeded quota")])
+async def test_what_the_cluster_refuses_is_for_the_controller_to_say(cluster, error):
+    said = asyncio.Event()
+
+    class Refusing:
+        def __getattr__(self, name):
+            return getattr(cluster, name)
+
+        async def apply(self, kind, manifest, **options):
+            raise error
+
+    def refused(key: Key, world, why, now: float) -> Plan:
+        assert why is error
+        said.set()
+        return Plan()
+
+    controller = Controller("tester", makes_gadgets, {WIDGET: itself(WIDGET), GADGET: owner(WIDGET)}, refused)
+    loop = Loop(Refusing(), controller)
+    task = asyncio.create_task(loop.run())
+    await cluster.create(WIDGET, a_widget("default"))
+    async with asyncio.timeout(PATIENCE_S):
+        await said.wait()
+        loop.stop()
+        await task

@@ -460,6 +460,24 @@ async def test_labels_that_were_taken_away_come_back(user, controller):
     assert await user.uids() == before
 
 
+async def test_a_pod_that_the_api_server_refuses_is_said_in_the_status_and_made_once_it_can_be(user, controller):
+    role = a_role()
+    role["entryTemplate"]["spec"]["restartPolicy"] = "Always"
+    role["entryTemplate"]["spec"]["dnsPolicy"] = "Nonsense"
+    await user.create(role)
+
+    async def said():
+        conditions = (await user.infer()).get("status", {}).get("conditions", ())
+        degraded = next((one for one in conditions if one["type"] == "Degraded"), {})
+        return degraded.get("reason") == "Refused" and "dnsPolicy" in degraded["message"]
+
+    await eventually(said)
+    await user.image("sim:1")
+    await user.settled()
+    degraded = next(one for one in (await user.infer())["status"]["conditions"] if one["type"] == "Degraded")
+    assert degraded["status"] == "False"
+
+
 async def test_what_the_schema_refuses(user):
     for wrong, expected in (
         ({"recoveryPolicy": "Never"}, "recoveryPolicy"),

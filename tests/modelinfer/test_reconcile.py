@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matrixinfer.api import kinds
 from matrixinfer.cluster.plan import Apply
+from matrixinfer.cluster.protocol import Forbidden
 from tests.modelinfer.village import KEY, Village, a_role, a_template, an_infer, rolling
 
 
@@ -350,3 +351,20 @@ async def test_everything_is_written_before_the_pods_that_need_it():
     applied = [action.kind.kind for action in (await village.plan()).actions if isinstance(action, Apply)]
 
     assert applied == ["ControllerRevision", "Service", "Pod", "Pod"]
+
+
+async def test_what_the_api_server_refuses_is_said_until_it_is_changed():
+    village = Village()
+    await village.apply(an_infer(replicas=2))
+    controller, world = await village.world()
+    refused = controller.refused(KEY, world, Forbidden("exceeded quota: pods"), village.now)
+    for action in refused.actions:
+        await village.cluster.apply_status(action.kind, action.manifest, manager="test", force=True)
+
+    degraded = await village.condition("Degraded")
+    assert degraded["reason"] == "Refused"
+    assert degraded["message"] == "The API server refuses what is to be made: exceeded quota: pods"
+    await village.reconcile()
+    assert (await village.condition("Degraded"))["reason"] == "Refused"
+    await village.settle()
+    assert (await village.condition("Degraded"))["status"] == "False"
