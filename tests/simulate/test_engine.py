@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 
 from engine.simulator import batch, kvcache
+from matrixinfer.cli.simulate import generate
 from matrixinfer.cli.simulate.cluster import Group
 from matrixinfer.cli.simulate.engine import NEVER, Engine, Request
-from matrixinfer.cli.simulate.generate import generated
 
 BLOCK = 16
+
+
+def generated(spec):
+    name, kind = generate.kind(spec)
+    return generate.made(name, kind)
 
 
 def by_the_step(trace, group):
