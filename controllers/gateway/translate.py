@@ -35,6 +35,7 @@ class Server:
     pods: int  # that the selector matches
     endpoints: tuple[ir.Endpoint, ...]  # those with an address
     ready: tuple[ir.Endpoint, ...]  # those of them that may get requests
+    answering: tuple[ir.Endpoint, ...]  # those of them that Envoy may send requests to: no pod that only prefills
     bad_ports: tuple[str, ...]  # pods whose port annotation is no port
 
 
@@ -116,6 +117,7 @@ def _name(view: networking.ModelServer | networking.ModelRoute) -> Name:
 def _server(server: networking.ModelServer, pods: list[core.Pod]) -> Server:
     matched = [pod for pod in pods if server.selects(pod)]
     endpoints: dict[ir.Endpoint, bool] = {}
+    answers: set[ir.Endpoint] = set()
     bad_ports: list[str] = []
     for pod in matched:
         text = pod.metadata.annotations.get(dataplane.PORT_ANNOTATION)
@@ -126,11 +128,14 @@ def _server(server: networking.ModelServer, pods: list[core.Pod]) -> Server:
             endpoint = ir.Endpoint(pod.status.pod_ip, port)
             ready = pod.ready and not pod.terminating
             endpoints[endpoint] = ready or endpoints.get(endpoint, False)
+            if server.answers(pod):
+                answers.add(endpoint)
     return Server(
         resource=server,
         pods=len(matched),
         endpoints=tuple(sorted(endpoints)),
         ready=tuple(sorted(endpoint for endpoint, ready in endpoints.items() if ready)),
+        answering=tuple(sorted(endpoint for endpoint, ready in endpoints.items() if ready and endpoint in answers)),
         bad_ports=tuple(sorted(bad_ports)),
     )
 
@@ -142,7 +147,7 @@ def _backend(server: Server) -> ir.Backend:
     return ir.Backend(
         namespace=server.resource.metadata.namespace,
         name=server.resource.metadata.name,
-        endpoints=server.ready,
+        endpoints=server.answering,
         timeout_s=_bounded(timeout.seconds) if timeout is not None else None,
         retry=ir.Retry(retry.attempts, _bounded(retry.retry_interval.seconds)) if retry is not None else ir.Retry(),
         tls=spec.workload_port.protocol == "https",

@@ -46,10 +46,25 @@ def _head(decision: pages.Decision, pods: Mapping[str, str]) -> Iterator[Rendera
         f"about {words.number(decision.prompt_tokens)} tokens; ",
         f"{decision.matched_blocks} of its {decision.blocks} prefix blocks known at the chosen endpoint",
     )
+    if decision.prefill is not None:
+        yield Text.assemble(("prefill ", "dim"), _prefill(decision.prefill, pods))
     if decision.endpoints:
         chosen = decision.endpoints[0]
         pod = f" ({pods[chosen]})" if chosen in pods else ""
         yield Text.assemble(("chosen  ", "dim"), (chosen, "bold green"), f"{pod}: {decision.reason}")
+
+
+def _prefill(told: pages.Prefill, pods: Mapping[str, str]) -> str:
+    why = f"{told.reason}: {told.detail}" if told.detail else told.reason
+    tried = ", ".join(
+        f"{pods.get(one.endpoint, one.endpoint)} {one.result} after {one.seconds:.3f} s" for one in told.tries
+    )
+    if told.leg == "none":
+        said = f"no leg ({why})"
+    else:
+        pod = f" ({pods[told.endpoint]})" if told.endpoint in pods else ""
+        said = f"by the {told.leg}, at {told.endpoint}{pod} over {told.connector} ({why})"
+    return words.printable(f"{said}; {tried}" if tried else said)
 
 
 def _candidates(decision: pages.Decision, pods: Mapping[str, str], *, wide: bool) -> RenderableType:

@@ -164,6 +164,27 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class Try:
+    """One prefill leg of a decision."""
+
+    endpoint: str
+    result: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """What became of a decision's prefill leg."""
+
+    leg: str
+    reason: str
+    detail: str = ""
+    connector: str = ""
+    endpoint: str = ""
+    tries: tuple[Try, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """/decisions/{id}."""
 
@@ -180,6 +201,7 @@ class Decision:
     matched_blocks: int
     s_ago: float
     end: End
+    prefill: Prefill | None = None  # None: the ModelServer's pods do both
     profile: str = ""
     picker: str = ""
     reason: str = ""

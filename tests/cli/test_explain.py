@@ -214,3 +214,29 @@ def test_an_admin_that_is_no_address_is_wrong_usage(capsys):
 
     assert stopped.value.code == 2
     assert "'ftp://x' is not an admin address, such as http://127.0.0.1:15000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prefill", "said"),
+    [
+        (
+            {
+                "leg": "gateway",
+                "reason": "always",
+                "connector": "nixl",
+                "endpoint": "10.0.0.9:8000",
+                "tries": [{"endpoint": "10.0.0.9:8000", "result": "ok", "seconds": 0.25}],
+                "choice": {"picker": "max-score-picker"},
+            },
+            "prefill by the gateway, at 10.0.0.9:8000 (default/p-0) over nixl (always); default/p-0 ok after 0.250 s",
+        ),
+        (
+            {"leg": "none", "reason": "cached", "detail": "3 tokens uncached"},
+            "prefill no leg (cached: 3 tokens uncached)",
+        ),
+    ],
+)
+def test_it_says_what_became_of_the_prefill_leg(prefill, said):
+    decision = pages.read(json.dumps({**DECISION, "prefill": prefill}).encode(), pages.Decision)
+
+    assert said in text(explanation(decision, {"10.0.0.9:8000": "default/p-0"}, width=160), 160)

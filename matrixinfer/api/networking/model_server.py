@@ -186,6 +186,12 @@ class ModelServer(Owned):
             labels.get(key) == value for key, value in self.spec.workload_selector.match_labels.items()
         )
 
+    def answers(self, pod: Pod) -> bool:
+        """Tell whether a pod that serves this model may answer requests: with a `pdGroup`, if it decodes."""
+        group = self.spec.workload_selector.pd_group
+        labels = pod.metadata.labels
+        return group is None or all(labels.get(key) == value for key, value in group.decode_labels.items())
+
     def address(self, pod: Pod) -> str | None:
         """Give the "ip:port" of the pod's engine; None while it has no IP, or an annotation that is no port."""
         ip = pod.status.pod_ip
