@@ -16,7 +16,7 @@ from matrixinfer.cluster import directory
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, links, runnable
 from tests.docs.shell import Reader
 
-OURS = ("networking.matrixinfer.ai/v1alpha1", "v1")
+OURS = ("networking.matrixinfer.ai/v1alpha1", "workload.matrixinfer.ai/v1alpha1", "v1")
 SCHEDULER = "EndpointPickerConfig"
 KUBETEST = ROOT / ".build" / "kubernetes" / "kubetest"
 RUNNABLE = [page for page in PAGES if runnable(page)]
