@@ -1,8 +1,11 @@
 """A request's story where prefill and decode are in different pods."""
 
+import itertools
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from extproc import errors
 from extproc.director import described
@@ -315,3 +318,51 @@ def test_requests_of_other_apis_are_served_by_decode_endpoints_alone():
     assert not engines.calls
     assert told(stage, decision)["reason"] == "api"
     assert {GROUPS[one.rpartition(":")[0]][0] for one in decision.endpoints} == {"decode"}
+
+
+SAID = st.sampled_from(
+    [
+        PREFILLED,
+        Called(200, b"{}"),
+        Called(200, b"<"),
+        Called(503),
+        Called(400),
+        Called(429),
+        Called(fault="refused"),
+        Called(fault="timeout"),
+        Called(fault="too-large"),
+        errors.Busy(),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    said=st.lists(SAID, min_size=1, max_size=4),
+    leaves_after=st.none() | st.integers(0, 3),
+    connector=st.sampled_from(["http", "nixl", "mooncake", "lmcache"]),
+    leg=st.sampled_from(["gateway", "proxy"]),
+    end=st.sampled_from([200, 503, 0]),
+)
+def test_whatever_engines_say_and_whenever_the_client_leaves_no_load_is_left(said, leaves_after, connector, leg, end):
+    stage = a_stage(document=a_config({"prefillLeg": leg}), connector=connector)
+    story = stage.director.decide(a_chat(LONG))
+    decision = None
+    try:
+        next(story)
+        for number, one in enumerate(itertools.cycle(said)):
+            if number == leaves_after:
+                story.close()
+                break
+            if isinstance(one, errors.Busy):
+                story.throw(errors.Busy())
+            else:
+                story.send(one)
+    except StopIteration as told_:
+        decision = told_.value
+    if decision is not None:
+        stage.director.settle(an_outcome(decision, status=end, flags=() if end else ("DC",)))
+
+    assert stage.inflight() == [0, 0, 0, 0]
+    assert stage.table.inflight_tokens.sum() == 0
+    assert len(stage.ledger) == 0
