@@ -126,7 +126,7 @@ def any_control_plane(crds=()):
 
 @contextlib.contextmanager
 def envtest(assets: Path):
-    """Run etcd and kube-apiserver as controller-runtime's envtest does; certificates are the server's own making."""
+    """Run etcd and kube-apiserver as controller-runtime's envtest does; its certificate is of its own making."""
     folder = Path(tempfile.mkdtemp(prefix="envtest-"))
     etcd, peer, port = (_free_port() for _ in range(3))
     key, tokens, config = folder / "accounts.key", folder / "tokens.csv", folder / "kubeconfig"
@@ -136,7 +136,9 @@ def envtest(assets: Path):
     server = f"https://127.0.0.1:{port}"
     user, context = {"token": token}, {"cluster": "it", "user": "it"}
     document = {
-        "clusters": [{"name": "it", "cluster": {"server": server, "insecure-skip-tls-verify": True}}],
+        "clusters": [
+            {"name": "it", "cluster": {"server": server, "certificate-authority": str(folder / "apiserver.crt")}}
+        ],
         "users": [{"name": "it", "user": user}],
         "contexts": [{"name": "it", "context": context}],
         "current-context": "it",
