@@ -1,8 +1,8 @@
 """Ask another scheduling configuration what it would have decided: which recorded decisions differ, and why.
 
 LOG is the picker's decision log (--decision-log). Each decision is taken again from what the picker knew then: load, prefixes
-held, latencies. What a plugin remembers of decisions follows the new configuration's own. Headers are not recorded, so that
-plugins which read them find none. A different choice among equal scores counts as a tie.
+held, latencies; plugins that remember decisions are told those of the log. Headers are not recorded, so that plugins which
+read them find none. A different choice among equal scores counts as a tie.
 
 Exit codes: 0 no decision differs, 1 some do, 2 usage, or something wrong in the log or the configuration.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from extproc import errors
 from extproc.scheduling import config as scheduling
 from extproc.scheduling.endpoints import COLUMNS, Endpoint, EndpointTable, Lora
 from extproc.scheduling.framework import Cycle
+from extproc.scheduling.scheduler import Scheduler
 from extproc.types import Api, InferenceRequest
 from matrixinfer.cli.replaying.log import DecisionLine, DroppedLine, EndpointLine, entries
 from matrixinfer.cli.simulate.problems import BadInput
@@ -60,7 +61,9 @@ def replay(file: Path, settings: scheduling.Config, *, seed: int) -> Outcome:
 
 class _Replay:
     def __init__(self, settings: scheduling.Config, seed: int) -> None:
-        self._scheduler = scheduling.build(settings)
+        built = scheduling.build(settings)
+        self._observers = built.profile.observers  # are told what was decided then, not what is decided now
+        self._scheduler = Scheduler(replace(built.profile, observers=()))
         self._draw = random.Random(seed)  # noqa: S311 - chance for balance
         self._table = EndpointTable()
         self._outcome = Outcome()
@@ -90,8 +93,15 @@ class _Replay:
             table.lora[row] = Lora(frozenset(lora.running), frozenset(lora.waiting), lora.slots)
 
     def _decide(self, where: str, line: DecisionLine) -> None:
-        outcome = self._outcome
         cycle = self._cycle(where, line)
+        self._compare(line, cycle)
+        row = self._table.row(line.order[0])
+        if row is not None:
+            for observer in self._observers:
+                observer.observe(cycle, row)
+
+    def _compare(self, line: DecisionLine, cycle: Cycle) -> None:
+        outcome = self._outcome
         then = line.order[0]
         held = dict(zip(line.endpoints, line.matched, strict=True))
         share = line.prompt_tokens / max(line.blocks, 1)
