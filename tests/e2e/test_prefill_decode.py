@@ -154,6 +154,19 @@ async def test_sglang_engines_meet_in_a_room(world):
     await eventually_async(over, 20)
 
 
+async def test_a_room_whose_prefill_fails_is_left_at_once(world):
+    await world.fail("sp", "500", count=1)
+    try:
+        answer = await world.send(model="sglang", prompt="left " + PROMPT, max_tokens=3)
+    finally:
+        await world.heal()
+    after = await world.settled()
+
+    assert answer.status == 500  # the decode engine's word; its blocks would never have come
+    assert total(after, "matrixinfer_inflight_requests") == 0
+    assert await world.open_requests() == 0
+
+
 async def test_a_client_cannot_name_the_prefill_engine_or_send_transfer_fields(world):
     mine = {"do_remote_prefill": True, "remote_host": "127.0.0.1", "remote_port": 1}
     answer = await world.send(
