@@ -17,12 +17,13 @@ Memory is bounded by pairs. Over the bound the least recently used of a sample g
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from extproc.kvcache import bits
+from extproc.kvcache.expected import Expected
 from extproc.kvcache.masks import EMPTY, Masks
 from extproc.kvcache.table import SEGMENT, Full, Table
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TIERS: Final = 3  # GPU, CPU, disk: best first
-_FEW: Final = 8  # up to so many slots are written one by one; more as an array of bits
 _CHUNK: Final = 1024  # blocks searched at once: a long prompt that nobody holds ends early
 _MOST: Final = (0xFFFF, 0xFF, 0xFF)  # copies that are counted, by tier
 _SLOTS: Final = 1 << 16
@@ -63,13 +63,6 @@ class Run(NamedTuple):
     holders: int  # set of slots
 
 
-class _Expected(NamedTuple):
-    until: float
-    slot: int
-    blocks: dict[int, float]  # of the slot: our hash -> until when
-    hashes: tuple[int, ...]
-
-
 class BlockIndex:
     """Slots and their blocks. One owner; written on the loop only."""
 
@@ -95,8 +88,7 @@ class BlockIndex:
         self._given = 0
         self._passed = 0  # segments that the hand has passed
         self._changes = 0
-        self._expected: dict[int, dict[int, float]] = {}
-        self._queue: deque[_Expected] = deque()
+        self._expected = Expected()
 
     # ---- what there is
 
@@ -128,7 +120,7 @@ class BlockIndex:
     @property
     def expecting(self) -> int:
         """Blocks that are expected now."""
-        return sum(len(blocks) for blocks in self._expected.values())
+        return len(self._expected)
 
     # ---- slots
 
@@ -149,7 +141,7 @@ class BlockIndex:
         """Give a slot up with all its blocks; costs nothing for each block, they are cleared little by little."""
         slots = (slot, *self._lower.pop(slot, ()))
         self._masks.withdraw(sum(1 << one for one in slots))
-        for ours in self._expected.pop(slot, ()):
+        for ours in self._expected.forget(slot):
             self._change(ours, 0, 0)
         for one in slots:
             self._departed[one] = self._passed
@@ -199,8 +191,7 @@ class BlockIndex:
         if copies[place] < _MOST[tier]:
             copies[place] += 1
         self.counts.stored += 1
-        if self._expected and (blocks := self._expected.get(slot)) and blocks.pop(ours, None) is not None:
-            self.counts.confirmed += 1
+        self.counts.confirmed += self._expected.confirm(slot, ours)
         if before < 0 or tier < before:
             self._mark(slot, ours, before, tier)
         self._tick()
@@ -235,33 +226,18 @@ class BlockIndex:
 
     def expect(self, slot: int, hashes: Sequence[int], until: float) -> None:
         """Count the slot as a holder of these blocks until then, or until its engine tells of them."""
-        blocks = self._expected.setdefault(slot, {})
         bit = 1 << slot
-        taken = []
-        for ours in hashes:
-            if ours in blocks:
-                blocks[ours] = max(blocks[ours], until)
-                taken.append(ours)
-            elif not self._holding(ours) & bit and self._change(ours, bit, 0):
-                blocks[ours] = until
-                taken.append(ours)
-        if taken:
-            self.counts.expected += len(taken)
-            self._queue.append(_Expected(until, slot, blocks, tuple(taken)))
+
+        def take(ours: int) -> bool:
+            return not self._holding(ours) & bit and self._change(ours, bit, 0)
+
+        self.counts.expected += self._expected.add(slot, hashes, until, take)
 
     def expire(self, now: float) -> None:
         """Drop what was expected and did not come."""
-        while self._queue and self._queue[0].until <= now:
-            _until, slot, blocks, hashes = self._queue.popleft()
-            if self._expected.get(slot) is not blocks:
-                continue
-            for ours in hashes:
-                if blocks.get(ours, now + 1) <= now:
-                    del blocks[ours]
-                    self._change(ours, 0, 1 << slot)
-                    self.counts.expired += 1
-            if not blocks:
-                del self._expected[slot]
+        for slot, ours in self._expected.expire(now):
+            self._change(ours, 0, 1 << slot)
+            self.counts.expired += 1
 
     # ---- looking up
 
@@ -305,11 +281,11 @@ class BlockIndex:
         for begin, _end, holders in runs:
             here = left & holders
             if here != left:
-                _write(depths, left & ~here, begin)
+                bits.write(depths, left & ~here, begin)
                 left = here
                 if not left:
                     return depths
-        _write(depths, left, runs[-1].end)
+        bits.write(depths, left, runs[-1].end)
         return depths
 
     def lower(self, slot: int, runs: Sequence[Run], depth: int) -> tuple[int, ...]:
@@ -437,16 +413,3 @@ class BlockIndex:
             self._mark(slot, ours, best, -1)
             self.counts.evicted += 1
         return number
-
-
-def _write(depths: NDArray[np.int64], mask: int, depth: int) -> None:
-    """Set `depths` to `depth` for every slot in `mask`."""
-    if mask.bit_count() <= _FEW:
-        while mask:
-            low = mask & -mask
-            depths[low.bit_length() - 1] = depth
-            mask ^= low
-    else:
-        raw = np.frombuffer(mask.to_bytes((mask.bit_length() + 7) // 8, "little"), dtype=np.uint8)
-        bits = np.unpackbits(raw, bitorder="little", count=mask.bit_length())
-        depths[np.flatnonzero(bits)] = depth

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from extproc.kvcache import bits
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 _CONTINUED = 1  # bit 0
 _JUMP = 32  # blocks skipped at once where both ends agree: 20 jumps over 640 blocks, at most 32 steps at each change
-_FEW = 8  # up to so many endpoints are written one by one; more as an array of bits
 _SWEEP = 256  # blocks of departed endpoints cleared per learned chain, some 30 µs
 
 
@@ -86,13 +87,13 @@ class PrefixIndex:
             for step in range(at + 1, jump + 1):
                 here = holders.get(hashes[step], 0) & live
                 if here != mask:
-                    _write(counts, mask & ~here, step)
+                    bits.write(counts, mask & ~here, step)
                     mask = here
             at = jump
             if not mask:
                 break
         if mask:
-            _write(counts, mask, last + 1)
+            bits.write(counts, mask, last + 1)
         return counts[self._slots_of(rows)]
 
     def trunk(self, hashes: Sequence[int]) -> int:
@@ -226,16 +227,3 @@ class PrefixIndex:
             if not self._held[slot]:
                 self._departed.pop()
                 self._free.append(slot)
-
-
-def _write(counts: NDArray[np.int64], mask: int, depth: int) -> None:
-    """Set `counts` to `depth` for every slot in `mask`."""
-    if mask.bit_count() <= _FEW:
-        while mask:
-            low = mask & -mask
-            counts[low.bit_length() - 1] = depth
-            mask ^= low
-    else:
-        raw = np.frombuffer(mask.to_bytes((mask.bit_length() + 7) // 8, "little"), dtype=np.uint8)
-        bits = np.unpackbits(raw, bitorder="little", count=mask.bit_length())
-        counts[np.flatnonzero(bits)] = depth
