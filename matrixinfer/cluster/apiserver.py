@@ -156,7 +156,13 @@ class ApiServer:
             query = {"watch": "true", "resourceVersion": since, "allowWatchBookmarks": "true"}
             query["timeoutSeconds"] = str(int(self._settings.watch_s * (1 + random.random())))  # noqa: S311 - no secret
             call = Call("watch", kind, namespace if kind.namespaced else None, query=query)
-            stream = Stream(self.exchange, call, silence_s=self._settings.silence_s, threads=self._watch_threads)
+            stream = Stream(
+                self.exchange,
+                call,
+                answer_s=self._settings.answer_s,
+                silence_s=self._settings.silence_s,
+                threads=self._watch_threads,
+            )
             self._following.add(stream)
             try:
                 async for event in stream.events():

@@ -24,10 +24,15 @@ _READ_AT_ONCE: Final = 256 * 1024
 
 
 class Stream:
-    """One watch's connection, read in a thread; `stop` may come at any time."""
+    """One watch's connection, read in a thread; `stop` may come at any time.
 
-    def __init__(self, exchange: Exchange, call: Call, *, silence_s: float, threads: ThreadPoolExecutor) -> None:
-        self._batches = self._read(exchange, call, silence_s)
+    The server has `answer_s` to begin, and may then say nothing for `silence_s`.
+    """
+
+    def __init__(
+        self, exchange: Exchange, call: Call, *, answer_s: float, silence_s: float, threads: ThreadPoolExecutor
+    ) -> None:
+        self._batches = self._read(exchange, call, answer_s, silence_s)
         self._threads = threads
         self._reading: Future[list[WatchEvent] | None] | None = None
         self._response: requests.Response | None = None
@@ -52,14 +57,17 @@ class Stream:
             with contextlib.suppress(OSError, ValueError, RuntimeError):  # it has just ended by itself
                 self._response.raw.shutdown()
 
-    def _read(self, exchange: Exchange, call: Call, silence_s: float) -> Generator[list[WatchEvent], None, None]:
+    def _read(
+        self, exchange: Exchange, call: Call, answer_s: float, silence_s: float
+    ) -> Generator[list[WatchEvent], None, None]:
         """Yield the events that come together; runs in a thread."""
-        with exchange(call, silence_s) as response:
+        with exchange(call, answer_s) as response:
             self._response = response
             if self._stopped:
                 return
             if not response.ok:
                 raise statuses.refusal(response.status_code, response.content)
+            response.raw.connection.sock.settimeout(silence_s)
             yield [calls.bookmark(call.kind, call.query["resourceVersion"])]
             rest = b""
             while chunk := response.raw.read1(_READ_AT_ONCE, decode_content=True):

@@ -225,3 +225,20 @@ def test_a_server_that_asks_for_a_pause_gets_it_but_for_leases():
 def test_a_rate_that_lets_nothing_through_is_refused(rate):
     with pytest.raises(ValueError, match="nothing through"):
         Rate(**rate)
+
+
+async def test_a_watch_that_falls_silent_is_unavailable_after_longer_than_an_answer_may_take():
+    async def silent(request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.sleep(30)
+        return response
+
+    async with asking(silent, answer_s=0.1, silence_s=1) as server:
+        watch = server.watch(kinds.POD, since="1")
+        await anext(watch)
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="timed out"):
+            await anext(watch)
+
+    assert time.monotonic() - began > 0.9
