@@ -155,6 +155,7 @@ class _Picker:
             base_models=self._view.base_models,
         )
         self._scraper = Scraper(table, self._view, clock=time.monotonic, draw=draw)
+        self._scraper.watch(settings.metrics(self._settings.current))
         self._telemetry = telemetry.Telemetry(self._world, self._director.routes_know)
         self._errands = Errands()
         self._desk = Desk(self._director, self._telemetry, self._errands, access_log=args.access_log)
@@ -279,6 +280,7 @@ class _Picker:
         """Schedule by a new configuration; what is known of engines and prefixes stays."""
         self._world.index.resize(per_endpoint=current.prefix.lru_capacity_per_server, total=self._world.index.total)
         self._tokenizers.use(settings.tokens(current))
+        self._scraper.watch(settings.metrics(current))
         if settings.follow_exact(self._exact, before=self._in_force, after=current, secret=secrets.randbits(64)):
             self._kv_events.use(settings.discovery(current))
         self._in_force = current

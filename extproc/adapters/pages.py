@@ -8,6 +8,7 @@ stand in labels, of vLLM's `lora_requests_info`.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,7 @@ from typing import Final
 from extproc.scheduling.endpoints import Lora
 
 _LABEL: Final = re.compile(rb'(\w+)="((?:[^"\\]|\\.)*)"')
+_SPEC: Final = re.compile(r"([A-Za-z_:][\w:]*)\s*(?:\{\s*((?:\w+\s*=\s*[^,{}]+,?\s*)*)\})?")
 _SIZES: Final = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="(\d{1,15})"')
 _DIGITS: Final = 9  # more are no count of adapters
 _ESCAPED: Final = re.compile(rb"\\(.)")
@@ -47,6 +49,36 @@ NAMES: Final = {
         kv_tokens=(b"sglang:max_total_num_tokens",),
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric of one's own: its name, and labels that its lines must have."""
+
+    name: bytes
+    labels: frozenset[tuple[bytes, bytes]] = frozenset()
+
+
+def metric(spec: str) -> Metric:
+    """Read `name` or `name{label=value,...}`. Raises ValueError."""
+    found = _SPEC.fullmatch(spec.strip())
+    if found is None:
+        raise ValueError(f"a metric is name or name{{label=value,...}}, not {spec!r}")
+    pairs = [pair.partition("=") for pair in (found[2] or "").split(",") if pair.strip()]
+    return Metric(
+        found[1].encode(),
+        frozenset((name.strip().encode(), value.strip().strip('"').encode()) for name, _equals, value in pairs),
+    )
+
+
+def attribute(page: bytes, wanted: Metric) -> float:
+    """Return the value of a metric, the sum over its lines with the labels; NaN if there is none."""
+    values = [
+        value
+        for labels, value in _samples(b"\n" + page, (wanted.name,)).items()
+        if wanted.labels <= set(_LABEL.findall(labels))
+    ]
+    return sum(values) if values else math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import msgspec
 from extproc.adapters import pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from extproc.scheduling.endpoints import EndpointTable
     from extproc.scheduling.framework import Draw
@@ -89,8 +89,14 @@ class Scraper:
         self._clock = clock
         self._draw = draw
         self._pace = pace or Pace()
+        self._watched: Mapping[str, Mapping[str, pages.Metric]] = {}
         self._targets: dict[str, _Target] = {}
         self._asking: set[asyncio.Task[None]] = set()
+
+    def watch(self, metrics: Mapping[str, Mapping[str, pages.Metric]]) -> None:
+        """Read these from now on, too: by engine, by the attribute's name."""
+        self._watched = metrics
+        self._table.watch({name for named in metrics.values() for name in named})
 
     async def run(self) -> None:
         """Scrape until cancelled."""
@@ -184,6 +190,8 @@ class Scraper:
         table.waiting[row], table.running[row], table.kv_usage[row] = found.waiting, found.running, found.kv_usage
         table.inflight_scraped[row], table.inflight_tokens_scraped[row] = seen
         table.kv_tokens[row], table.lora[row] = found.kv_tokens, found.lora
+        for name, wanted in self._watched.get(endpoint.engine, {}).items():
+            table.attributes[name][row] = pages.attribute(page, wanted)
         table.scraped_at[row] = self._clock()
         return bool(found.waiting or found.running)
 

@@ -12,12 +12,13 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from extproc import plugins
-from extproc.adapters import custom
+from extproc.adapters import custom, pages
 from extproc.adapters.kv_sources import Discovery
 from extproc.errors import ConfigError
 from extproc.kvcache.blocks import BlockIndex
 from extproc.kvcache.exact import ExactIndex
 from extproc.kvcache.replica import Chain
+from extproc.plugins.core_metrics_extractor import CoreMetricsExtractor
 from extproc.plugins.precise_prefix_cache_producer import Exact, seconds, weights
 from extproc.plugins.token_producer import TokenProducer
 from extproc.scheduling import config
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from extproc.tokens.blocks import Counts, Tokenizers
 
+_ENGINES: Final = {"vllm": "vLLM", "sglang": "SGLang"}  # upstream's names of engines
 _LOG = logging.getLogger(__name__)
 _LOOK_S: Final = 1.0  # a stat a second; it also sees the swapped links of a mounted ConfigMap
 _EMPTY: Final = {"apiVersion": config.API_VERSIONS[0], "kind": config.KIND}
@@ -137,6 +139,17 @@ def tokens(current: config.Config) -> TokenProducer.Params:
     if len(found) > 1:
         raise ConfigError(f"plugins.{found[1].name}", f"there can be one {TokenProducer.TYPE} only")
     return found[0].params if found else TokenProducer.Params()
+
+
+def metrics(current: config.Config) -> dict[str, dict[str, pages.Metric]]:
+    """Return the metrics of one's own that are to be read: by engine, by attribute."""
+    found: dict[str, dict[str, pages.Metric]] = {}
+    for spec in current.plugins:
+        if spec.type is CoreMetricsExtractor:
+            for engine in spec.params.engine_configs:
+                wanted = found.setdefault(_ENGINES[engine.name], {})
+                wanted.update((one.attribute_key, pages.metric(one.metric_spec)) for one in engine.custom_metrics)
+    return found
 
 
 def exact(current: config.Config) -> Exact:

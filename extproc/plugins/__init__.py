@@ -18,6 +18,8 @@ from extproc.plugins.disagg_headers_handler import DisaggHeadersHandler
 from extproc.plugins.disagg_profile_handler import DisaggProfileHandler
 from extproc.plugins.dynamo_cost_scorer import DynamoCostScorer
 from extproc.plugins.encode_filter import EncodeFilter
+from extproc.plugins.endpoint_attribute_filter import EndpointAttributeFilter
+from extproc.plugins.endpoint_attribute_scorer import EndpointAttributeScorer
 from extproc.plugins.endpoint_notification_source import EndpointNotificationSource
 from extproc.plugins.header_label_affinity_scorer import HeaderLabelAffinityScorer
 from extproc.plugins.inflight_load_producer import InflightLoadProducer
@@ -118,6 +120,7 @@ BUILTIN: Final = Catalogue(
         DecodeFilter,
         EncodeFilter,
         TopologyAffinityFilter,
+        EndpointAttributeFilter,
         SloHeadroomTierFilter,
         ContextLengthAware,
         QueueScorer,
@@ -138,6 +141,7 @@ BUILTIN: Final = Catalogue(
         LoraAffinityScorer,
         HeaderLabelAffinityScorer,
         TopologyAffinityScorer,
+        EndpointAttributeScorer,
         MaxScorePicker,
         WeightedRandomPicker,
         RandomPicker,

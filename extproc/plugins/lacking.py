@@ -9,7 +9,6 @@ _QUEUE: Final = "requests are not queued here"
 _GRPC: Final = "requests come as HTTP with JSON bodies, not as gRPC"
 _MODEL: Final = "every body here must name its model, as the route and the prefix depend on it"
 _DCGM: Final = "GPUs are not asked for themselves; kv-cache-utilization-scorer and running-requests-size-scorer tell how full an engine is"
-_ATTRIBUTE: Final = "metrics of one's own are not scraped; a plugin of yours in Python can do it"
 _IMAGES: Final = "caches of encoded images are not followed; parts with images count for the prefix by their content"
 _MULTICLUSTER: Final = "there is one cluster for each picker"
 _SHEDDING: Final = (
@@ -19,8 +18,6 @@ _SHEDDING: Final = (
 LACKING: Final = MappingProxyType(
     {
         # llm-d: scheduling
-        "endpoint-attribute-scorer": _ATTRIBUTE,
-        "endpoint-attribute-filter": _ATTRIBUTE,
         "mm-embeddings-cache-scorer": _IMAGES,
         "mm-embeddings-cache-producer": _IMAGES,
         "multicluster-queue-scorer": _MULTICLUSTER,

@@ -156,6 +156,7 @@ class _Reader:
         profiles = self._profiles(given.get("schedulingProfiles"))
         chosen, prefill, disaggregated = self._chosen(profiles)
         prefix = self._prefix()
+        self._attributes()
         if self.problems or chosen is None:
             (path, message), *rest = self.problems
             raise errors.ConfigError(path, "\n".join([message, *(f"{where}: {what}" for where, what in rest)]))
@@ -343,6 +344,16 @@ class _Reader:
                     f"no prefix producer is called {named!r}{near(named, known)}",
                 )
         return spec.params
+
+    def _attributes(self) -> None:
+        """Hold what plugins read (`reads` of their Params) against what others offer (`offers`)."""
+        params = {name: spec.params for name, spec in self._specs.items()}
+        offered = [name for one in params.values() for name in getattr(one, "offers", ())]
+        for name, one in params.items():
+            wanted = getattr(one, "reads", "")
+            if wanted and wanted not in offered:
+                what = f"no metric is called {named(wanted)}{near(wanted, offered)}; customMetrics of core-metrics-extractor"
+                self._problem(f"plugins.{name}.parameters", f"{what} names them")
 
     def _mapping(self, path: str, value: object, known: tuple[str, ...] | None = None) -> Mapping[str, object]:
         """Return `value` if it is a mapping whose keys are all `known` (None: any strings), else what is good of it."""

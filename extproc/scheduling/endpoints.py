@@ -14,7 +14,7 @@ import numpy as np
 from extproc.scheduling.topology import NOWHERE, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -80,6 +80,7 @@ class EndpointTable:
         self.scraped_at: NDArray[np.float64] = np.full(capacity, -np.inf)  # monotonic seconds; -inf: never
         self.models: list[frozenset[str]] = [frozenset()] * capacity  # ids at /v1/models, adapters included
         self.adapters: list[frozenset[str]] = [frozenset()] * capacity  # those of `models` that are adapters
+        self.attributes: dict[str, NDArray[np.float64]] = {}  # metrics of one's own by name; NaN: not reported
         self.lora: list[Lora | None] = [None] * capacity  # None: the engine says nothing of adapters
         # What this picker knows by itself.
         self.inflight: NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)  # requests sent and not settled
@@ -138,11 +139,18 @@ class EndpointTable:
             self._free.append(row)
         return row
 
+    def watch(self, names: Collection[str]) -> None:
+        """Keep these attributes from now on, and no others."""
+        unknown = np.full(len(self.endpoints), np.nan)
+        self.attributes = {name: self.attributes.get(name, unknown.copy()) for name in names}
+
     def _reset(self, row: int) -> None:
         for name, unknown in COLUMNS.items():
             getattr(self, name)[row] = unknown
         self.models[row] = self.adapters[row] = frozenset()
         self.lora[row] = None
+        for column in self.attributes.values():
+            column[row] = np.nan
 
     def _views(self) -> dict[str, memoryview[Any]]:
         """Return the columns for reading element by element, which gives plain numbers at a third of the price."""
@@ -159,4 +167,6 @@ class EndpointTable:
         for name, unknown in COLUMNS.items():
             column = getattr(self, name)
             setattr(self, name, np.concatenate([column, np.full_like(column, unknown)]))
+        for name, column in self.attributes.items():
+            self.attributes[name] = np.concatenate([column, np.full(size, np.nan)])
         self.view = self._views()

@@ -96,7 +96,7 @@ def fault(value: object, kind: object, minimum: float | None, maximum: float | N
         return "" if isinstance(value, str) else "a string"
     if get_origin(kind) is Literal:
         words = get_args(kind)
-        return "" if isinstance(value, str) and value in words else " or ".join(words)
+        return "" if isinstance(value, str) and value in words else " or ".join(word or '""' for word in words)
     word = "a whole number" if kind is int else "a number"
     bounds = [f"at least {minimum:g}"] if minimum is not None else []
     bounds += [f"at most {maximum:g}"] if maximum is not None else []

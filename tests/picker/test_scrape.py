@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 
+from extproc.adapters import pages
 from extproc.adapters.scrape import Pace, Scraper
 from extproc.scheduling.endpoints import Endpoint, EndpointTable, Lora
 from tests.picker.running import Engine, eventually
@@ -70,6 +72,16 @@ async def test_what_was_in_flight_when_the_engine_was_asked_is_noted():
         await eventually(lambda: table.inflight_scraped[0] == 3)
 
         assert table.inflight_tokens_scraped[0] == 900
+
+
+async def test_metrics_of_ones_own_reach_the_table():
+    engine = Engine()
+    engine.more = 'queue_depth{tier="gold"} 3\nqueue_depth{tier="iron"} 9\n'
+    async with scraping([engine], busy_s=0.01, idle_s=0.05, tick_s=0.01) as (table, scraper):
+        scraper.watch({"vLLM": {"depth": pages.metric("queue_depth{tier=gold}"), "none": pages.metric("other")}})
+        await eventually(lambda: table.attributes["depth"][0] == 3.0)
+
+        assert math.isnan(table.attributes["none"][0])
 
 
 async def test_adapters_reach_the_table():

@@ -57,6 +57,7 @@ FACTS = {
     "models": st.sampled_from([(), ("demo",), ("other",)]),
     "adapters": st.sampled_from([(), ("demo",), ("x",)]),
     "lora": st.sampled_from(LORAS),
+    "attributes": st.sampled_from([{}, {"depth": 0.0}, {"depth": -3.5}, {"depth": 1e9}, {"other": 1.0}]),
     "node": st.sampled_from(["", "n1", "n2"]),
 }
 # Any fact may be missing: an endpoint that was never scraped, or never measured, has none of these.

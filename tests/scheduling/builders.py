@@ -8,6 +8,10 @@ import numpy as np
 
 from extproc import plugins
 from extproc.plugins.by_label import ByLabel
+from extproc.plugins.endpoint_attribute_filter import Algorithm as FilterAlgorithm
+from extproc.plugins.endpoint_attribute_filter import EndpointAttributeFilter
+from extproc.plugins.endpoint_attribute_scorer import Algorithm as ScorerAlgorithm
+from extproc.plugins.endpoint_attribute_scorer import EndpointAttributeScorer
 from extproc.plugins.header_label_affinity_scorer import HeaderLabelAffinityScorer
 from extproc.plugins.session_affinity_filter import SessionAffinityFilter
 from extproc.plugins.session_affinity_scorer import SessionAffinityScorer
@@ -78,10 +82,13 @@ def a_table(*endpoints):
         table.adapters[row] = frozenset(facts.get("adapters", ()))
         table.models[row] = frozenset(facts.get("models", ())) | table.adapters[row]
         table.lora[row] = facts.get("lora")
+        for name, value in facts.get("attributes", {}).items():
+            table.watch({*table.attributes, name})
+            table.attributes[name][row] = value
         for fact, value in facts.items():
             if fact in columns:
                 getattr(table, columns[fact])[row] = value
-            elif fact not in ("matched", "labels", "models", "adapters", "lora", "node"):
+            elif fact not in ("matched", "labels", "models", "adapters", "lora", "node", "attributes"):
                 raise ValueError(f"endpoints have no {fact}")
     return table
 
@@ -108,6 +115,8 @@ def a_plugin(plugin, **parameters):
 
 # What has to be said of plugins that do not work without.
 NEEDED = {
+    EndpointAttributeScorer: {"attribute_key": "depth", "algorithm": ScorerAlgorithm("linear_lower_is_better")},
+    EndpointAttributeFilter: {"attribute": "depth", "algorithm": FilterAlgorithm("topK")},
     SessionAffinityScorer: {"strategy": "session_id"},
     SessionAffinityFilter: {"strategy": "session_id"},
     ByLabel: {"label": "role", "valid_values": ("decode",)},

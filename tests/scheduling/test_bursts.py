@@ -39,6 +39,7 @@ AFFINITY = [
     "header-label-affinity-scorer",
     "topology-affinity-scorer",
     "context-length-aware",
+    "endpoint-attribute-scorer",  # of its metric nobody knows how it grows
 ]
 PROFILES = {
     **{one: (one,) for one in LOAD},

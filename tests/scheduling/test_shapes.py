@@ -60,6 +60,10 @@ MEASURED = (
     "tokenProcessorConfig: {blockSizeTokens: 16}, speculativeIndexing: true, "
     "kvEventsConfig: {topicFilter: 'kv@', concurrency: 32, discoverPods: true, podDiscoveryConfig: {socketPort: 5557}}}}"
 )
+OWN = (
+    "{type: core-metrics-extractor, parameters: {engineConfigs: [{name: vllm, customMetrics: "
+    "[{attributeKey: depth, metricSpec: 'queue_depth{tier=gold}', optional: true}]}]}}"
+)
 METRICS = "{pluginRef: metrics-data-source, extractors: [{pluginRef: core-metrics-extractor}]}"
 
 LOAD = {
@@ -246,6 +250,22 @@ LOAD = {
             "weighted-random-picker",
         ),
     ),
+    "metrics of one's own": shape(
+        [
+            "metrics-data-source",
+            OWN,
+            (
+                "{type: endpoint-attribute-filter, parameters: {attribute: depth, onMissing: Pass, fallbackOnEmpty: true, "
+                "algorithm: {type: percentile, percentile: {percentile: 25, higherIsBetter: false}}}}"
+            ),
+            (
+                "{type: endpoint-attribute-scorer, parameters: {attributeKey: depth, algorithm: {type: linear_lower_is_better, "
+                "normalization: {fixedRange: {min: 0.0, max: 100.0}}}}}"
+            ),
+        ],
+        profile("default", "endpoint-attribute-filter", "endpoint-attribute-scorer 2.0"),
+        more=f"dataLayer: {{sources: [{METRICS}]}}\n",
+    ),
     "session affinity": shape(
         [
             "{type: session-affinity-filter, parameters: {strategy: session_id}}",
@@ -260,7 +280,6 @@ LOAD = {
 }
 
 DCGM = "GPUs are not asked for themselves"
-ATTRIBUTE = "is not supported: metrics of one's own are not scraped"
 REFUSED = {
     "tiered-prefix-cache-cpu": (
         shape(
@@ -442,8 +461,14 @@ REFUSED = {
             [
                 "{type: dcgm-data-source, name: dcgm, parameters: {port: 9400}}",
                 "dcgm-extractor",
-                "{type: endpoint-attribute-filter, name: gpu-filter, parameters: {attribute: GPUUtilization}}",
-                "{type: endpoint-attribute-scorer, name: gpu-scorer, parameters: {attributeKey: GPUUtilization}}",
+                (
+                    "{type: endpoint-attribute-filter, name: gpu-filter, parameters: {attribute: GPUUtilization, producer: dcgm-extractor, "
+                    "algorithm: {type: threshold, threshold: {operator: LessThanOrEqual, value: 0.9}}}}"
+                ),
+                (
+                    "{type: endpoint-attribute-scorer, name: gpu-scorer, parameters: {attributeKey: GPUUtilization, "
+                    "producer: dcgm-extractor, algorithm: {type: linear_lower_is_better}}}"
+                ),
                 "kv-cache-utilization-scorer",
             ],
             profile("default", "gpu-filter", "gpu-scorer 2.0", "kv-cache-utilization-scorer 1.0"),
@@ -452,8 +477,8 @@ REFUSED = {
         [
             f"plugins[0].type: dcgm-data-source is not supported: {DCGM}",
             f"plugins[1].type: dcgm-extractor is not supported: {DCGM}",
-            f"plugins[2].type: endpoint-attribute-filter {ATTRIBUTE}",
-            f"plugins[3].type: endpoint-attribute-scorer {ATTRIBUTE}",
+            'plugins[2].parameters.producer: must be "" or core-metrics-extractor, not',
+            'plugins[3].parameters.producer: must be "" or core-metrics-extractor, not',
         ],
     ),
     "hashes from metadata": (
