@@ -182,7 +182,7 @@ class Tokenizers:
         if (tried := self._tried.get(source)) is not None and tried[0] == stamp:
             return before[1] if before else None
         try:
-            tokenizer = await asyncio.to_thread(self._load, source)
+            tokenizer = await asyncio.to_thread(self._load, source, before[1] if before else None)
         except Fault as fault:
             self.failures += 1
             self._tried[source] = stamp, str(fault)
@@ -237,7 +237,7 @@ class Tokenizers:
         self._left_alone[model] = asyncio.get_running_loop().time() + self._params.recheck_seconds
         _LOG.warning("an engine does not tokenize: text blocks for a while", extra={"model": model, "why": why})
 
-    def _load(self, source: Source) -> ModelTokenizer:
+    def _load(self, source: Source, before: ModelTokenizer | None) -> ModelTokenizer:
         files = tokens_files.read(source)
         if template := self._templates.get(source):
             files = dataclasses.replace(files, templates=(("default", template),), processor="")
@@ -248,6 +248,7 @@ class Tokenizers:
             strftime_now=lambda form: datetime.now().strftime(form),  # noqa: DTZ005 - local time, as engines take it
             trusts_templates=source.settings.trust_request_chat_template,
             defaults=source.settings.template_defaults(),
+            like=before,
         )
 
 

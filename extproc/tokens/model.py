@@ -11,9 +11,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 import orjson
 import tokenizers
+from xxhash import xxh3_128_digest
 
 from extproc.tokens import anthropic, conversation, responses
 from extproc.tokens.chain import packed
@@ -101,25 +103,22 @@ class ModelTokenizer:
         strftime_now: Callable[[str], str],
         trusts_templates: bool = False,
         defaults: Mapping[str, Any] | None = None,
+        like: ModelTokenizer | None = None,
     ) -> None:
         """Take the files apart. Raises Fault for those that cannot be used.
 
         `trusts_templates`: requests may bring their own chat template, as the engine allows; `defaults`: the engine's
-        default chat_template_kwargs.
+        default chat_template_kwargs; `like`: the one before, whose tokenizer serves on if only other files changed, as
+        reading one of 128k tokens keeps the interpreter for half a second.
         """
         self._strftime_now = strftime_now
         self._trusts = trusts_templates
         self._defaults = dict(defaults or {})
-        document, settings = (
-            _object(files.tokenizer, "tokenizer.json"),
-            _object(files.tokenizer_config, "tokenizer_config.json"),
-        )
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(files.tokenizer)
-        except Exception as error:  # the library raises nothing narrower
-            raise Fault("broken", f"tokenizer.json cannot be used: {error}") from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        settings = _object(files.tokenizer_config, "tokenizer_config.json")
+        self.digest = xxh3_128_digest(files.tokenizer.encode())
+        same = like if like is not None and like.digest == self.digest else None
+        self.tokenizer: tokenizers.Tokenizer = same.tokenizer if same is not None else _tokenizer(files.tokenizer)
+        self.number: int = same.number if same is not None else number
         self.special_tokens = _special_tokens(settings, _object(files.special_tokens, "special_tokens_map.json"))
         self._renders = _object(files.config, "config.json").get("model_type") not in _OWN_RENDERERS
         sources = _templates(settings, files)
@@ -127,8 +126,9 @@ class ModelTokenizer:
         self._processor = files.processor
         self._compiled: OrderedDict[str, ChatTemplate] = OrderedDict()
         marks = "".join((*sources.values(), files.processor, *self.special_tokens.values()))
-        self.encoder = Encoder(tokenizer, document, memo=memo, number=number, marks=marks)
-        self._head, self._tail = _around(tokenizer, settings, self.special_tokens)
+        document = _described(files.tokenizer)
+        self.encoder = Encoder(self.tokenizer, document, memo=memo, number=self.number, marks=marks)
+        self._head, self._tail = _around(self.tokenizer, settings, self.special_tokens)
         self._no_thinking: str | None = None
         self._openings: dict[tuple[str, ...], str] = {}
 
@@ -277,6 +277,40 @@ def bare_ids(request: InferenceRequest) -> Prompt | None:
         return Prompt("", _ids(given), special=False, exact=not body.get("truncate_prompt_tokens"))
     except Fault:
         return None
+
+
+class _Algorithm(msgspec.Struct):
+    """The model of a tokenizer.json, without its vocabulary."""
+
+    type: str = "BPE"
+    dropout: float | None = None
+
+
+class _Document(msgspec.Struct):
+    """What has to be known of a tokenizer.json beside what the library makes of it: the rest is long."""
+
+    added_tokens: list[dict[str, Any]] | None = None
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    model: _Algorithm = msgspec.field(default_factory=_Algorithm)
+
+
+def _described(text: str) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = msgspec.to_builtins(msgspec.json.decode(text, type=_Document))
+    except msgspec.MsgspecError as error:
+        raise Fault("broken", f"tokenizer.json cannot be used: {error}") from error
+    return described
+
+
+def _tokenizer(text: str) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower
+        raise Fault("broken", f"tokenizer.json cannot be used: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _object(text: str | bytes, name: str) -> dict[str, Any]:

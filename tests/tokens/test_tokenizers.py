@@ -182,6 +182,7 @@ async def test_a_tokenizer_follows_its_files(tmp_path):
     await known.look()
 
     assert known.find("demo") is not before
+    assert known.find("demo").tokenizer is before.tokenizer
     assert known.find("demo")._sources == {"default": "{{ messages[0].content }} only"}
 
 
