@@ -257,9 +257,12 @@ class Director:
         self, request: InferenceRequest, rows: NDArray[np.intp], prefix: Prefix, *, now: float, engine_model: str
     ) -> Cycle:
         index, exact, chain = self._world.index, self._world.exact, prefix.hashes
-        matched, weighted, cached = index.match(chain, rows), None, None
-        if exact is not None and prefix.exact:
-            matched, weighted, cached = exact.held(chain, rows, tokens=prefix.tokens, learned=matched)
+        weighted = cached = None
+        if exact is None or not prefix.exact:
+            matched = index.match(chain, rows)
+        else:
+            learned = None if exact.covers(rows) else index.match(chain, rows)
+            matched, weighted, cached = exact.held(chain, rows, tokens=prefix.tokens, learned=learned)
         return Cycle(
             request=request,
             table=self._world.table,

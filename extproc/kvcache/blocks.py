@@ -253,6 +253,7 @@ class BlockIndex:
             return runs
         left = -1  # slots that hold all so far
         now = self._changes // _TICK & 0xFFFF
+        crowded = 2 * self._pairs.count > self.capacity  # before that nothing asks who was used when
         for begin in range(0, len(hashes), _CHUNK):
             places = table.find_many(table.mixed_many(hashes[begin : begin + _CHUNK]))
             found = numbers.take(places, mode="wrap")
@@ -260,7 +261,8 @@ class BlockIndex:
             if missing.any():
                 found[missing] = EMPTY
                 places = places[~missing]
-            used[places] = now
+            if crowded:
+                used[places] = now
             changes = np.flatnonzero(found[1:] != found[:-1]) + 1
             starts = [0, *changes.tolist()]
             first = [int(found[0]), *found.take(changes).tolist()]

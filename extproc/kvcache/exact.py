@@ -8,6 +8,7 @@ in the middle, count for what the learned index says if that is more.
 from __future__ import annotations
 
 import math
+from array import array
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -161,12 +162,19 @@ class ExactIndex:
         """Tell whether all is known of the endpoint in `row`."""
         return row < len(self._partial) and bool(self._empty[row] or not self._partial[row])
 
+    def covers(self, rows: NDArray[np.intp]) -> bool:
+        """Tell whether nothing about these endpoints is left to the learned index."""
+        if len(rows) and int(rows.max()) >= len(self._slot):
+            self._grow(int(rows.max()))
+        return not np.count_nonzero(self._partial[rows])
+
     def held(
-        self, hashes: Sequence[int], rows: NDArray[np.intp], *, tokens: int | None, learned: NDArray[np.int64]
+        self, hashes: Sequence[int], rows: NDArray[np.intp], *, tokens: int | None, learned: NDArray[np.int64] | None
     ) -> Held:
         """Tell what the endpoints in `rows` hold of the chain `hashes`.
 
-        `tokens`: of the whole prompt, None if nobody counted them. `learned`: blocks that the learned index says.
+        `tokens`: of the whole prompt, None if nobody counted them. `learned`: blocks that the learned index says; None
+        if it was not asked.
         """
         if len(rows) and int(rows.max()) >= len(self._slot):
             self._grow(int(rows.max()))
@@ -190,7 +198,7 @@ class ExactIndex:
         for at in np.flatnonzero(slots == _SEVERAL).tolist():
             matched[at], weighted[at] = self._best(int(rows[at]), chain, runs)
         cached = self._cached(matched, rows, tokens)
-        if np.count_nonzero(partial):
+        if learned is not None and np.count_nonzero(partial):
             more = partial & (learned > matched)
             matched = np.where(more, learned, matched)
             weighted = np.where(more, learned * self.weights[0], weighted)
@@ -265,7 +273,7 @@ class ExactIndex:
 
 
 def _words(hashes: Sequence[int]) -> NDArray[np.uint64]:
-    return np.array(hashes, dtype=np.uint64)
+    return np.frombuffer(array("Q", hashes), dtype=np.uint64)
 
 
 def _prefix(group: Group, runs: Sequence[Run]) -> int:
