@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import numpy as np
 
 from extproc import errors
-from extproc.prefilling.story import Asked, Prefilling
+from extproc.prefilling.plan import Asked
+from extproc.prefilling.story import Prefilling
 from extproc.requests import parse, paths, rewrite
 from extproc.scheduling.framework import Cycle
 from extproc.traffic import latency, listing
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from extproc.kvcache.exact import ExactIndex
     from extproc.kvcache.index import PrefixIndex
-    from extproc.prefilling.story import Split
+    from extproc.prefilling.plan import Split
     from extproc.prefilling.told import Told
     from extproc.scheduling.endpoints import EndpointTable
     from extproc.scheduling.framework import Draw
@@ -110,7 +112,7 @@ class Director:
         self._remembered = remembered
         self._witness = witness
         self._listing = listing.listing(())
-        self.prefilling = Prefilling(table=world.table, pools=world.pools, ledger=world.ledger, index=world.index)
+        self.prefilling = Prefilling(table=world.table, pools=world.pools, ledger=world.ledger)
 
     def use_routes(self, routes: RouteTable) -> None:
         """Serve by `routes` from now on."""
@@ -153,7 +155,7 @@ class Director:
             cycle = fresh()
             result = self._schedule(cycle)
         else:
-            asked = Asked(request, prefix, request.body if body is None else body, server, ticket, fresh)
+            asked = Asked(request, prefix, body or request.body, server, ticket, fresh, partial(self._expect, prefix))
             split = yield from self.prefilling.story(asked, how, roles, clock=self._clock, draw=self._draw)
             cycle, result, body = split.cycle, split.result, body if split.body is None else split.body
         record = self._record(ticket, cycle, prefix, placement=placement, result=result, split=split)
@@ -300,7 +302,6 @@ class Director:
         chosen = result.rows[0]
         at = cycle.rows.tolist().index(chosen)
         matched = int(cycle.matched[at])
-        cached = -1 if cycle.cached_tokens is None else int(cycle.cached_tokens[at])
         sent = Sent(
             ticket=ticket,
             request_id=request.id,
@@ -315,20 +316,25 @@ class Director:
             blocks=cycle.blocks,
             matched=matched,
             at=cycle.now,
-            predicted_cached_tokens=None if cached < 0 else cached,
+            predicted_cached_tokens=_predicted(cycle, at, split),
         )
         if self._witness is not None:
             self._witness.decided(sent, cycle, prefix, result)
-        lasting = chain[: prefix.lasting]
-        self._world.ledger.open(sent, lasting, split.loan if split is not None else None)
-        self._world.index.learn(lasting, chosen)
-        if self._world.exact is not None and prefix.exact:
-            self._world.exact.expect(chain, chosen, held=matched, now=cycle.now)
+        self._world.ledger.open(sent, chain[: prefix.lasting], split.loan if split is not None else None)
+        self._expect(prefix, cycle, chosen)
         record = Record(sent, placement.rule, result.trace, prefill=split.told if split is not None else None)
         self.recent[sent.ticket] = record
         if len(self.recent) > self._remembered:
             self.recent.popitem(last=False)
         return record
+
+    def _expect(self, prefix: Prefix, cycle: Cycle, row: int) -> None:
+        """Remember that the endpoint in `row`, a candidate of the cycle, will hold the prefix."""
+        world, chain = self._world, prefix.hashes
+        world.index.learn(chain[: prefix.lasting], row)
+        if world.exact is not None and prefix.exact:
+            held = int(cycle.matched[cycle.rows.tolist().index(row)])
+            world.exact.expect(chain, row, held=held, now=cycle.now)
 
     def _learn(self, settlement: Settlement) -> None:
         """After a failover the prefix is where the request was served, not where it was sent."""
@@ -356,6 +362,14 @@ def _read(unread: Unread) -> Generator[Errand, Any, Prefix]:
         unread.otherwise()
         raise
     return unread.read(made)
+
+
+def _predicted(cycle: Cycle, at: int, split: Split | None) -> int | None:
+    """Return the cached tokens that the candidate at position `at` will report; None if that is not known."""
+    if split is not None and split.told.leg != "none":
+        return split.predicted
+    cached = -1 if cycle.cached_tokens is None else int(cycle.cached_tokens[at])
+    return None if cached < 0 else cached
 
 
 def explanation(record: Record) -> str:
