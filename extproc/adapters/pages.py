@@ -13,10 +13,10 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from extproc.plugins.core_metrics_extractor import SPEC
 from extproc.scheduling.endpoints import Lora
 
 _LABEL: Final = re.compile(rb'(\w+)="((?:[^"\\]|\\.)*)"')
-_SPEC: Final = re.compile(r"([A-Za-z_:][\w:]*)\s*(?:\{\s*((?:\w+\s*=\s*[^,{}]+,?\s*)*)\})?")
 _SIZES: Final = re.compile(rb'[{,](kv_cache_size_tokens|num_gpu_blocks|block_size)="(\d{1,15})"')
 _DIGITS: Final = 9  # more are no count of adapters
 _ESCAPED: Final = re.compile(rb"\\(.)")
@@ -61,7 +61,7 @@ class Metric:
 
 def metric(spec: str) -> Metric:
     """Read `name` or `name{label=value,...}`. Raises ValueError."""
-    found = _SPEC.fullmatch(spec.strip())
+    found = SPEC.fullmatch(spec.strip())
     if found is None:
         raise ValueError(f"a metric is name or name{{label=value,...}}, not {spec!r}")
     pairs = [pair.partition("=") for pair in (found[2] or "").split(",") if pair.strip()]

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from extproc.scheduling import sections
 from extproc.scheduling.framework import parameter
 
-_SPEC = re.compile(r"[A-Za-z_:][\w:]*\s*(\{[^{}]*\})?")
+_PAIR = r"\w+\s*=[^,{}]*"
+SPEC = re.compile(rf"([A-Za-z_:][\w:]*)\s*(?:\{{\s*((?:{_PAIR}(?:,\s*{_PAIR})*)?,?\s*)\}})?")
 _NAMES = "requests, cache and adapters are read by the engine's own names"
 
 
@@ -24,7 +25,7 @@ class CustomMetric:
     def __post_init__(self) -> None:
         if not self.attribute_key:
             raise ValueError("attributeKey must be a name")
-        if not _SPEC.fullmatch(self.metric_spec.strip()):
+        if not SPEC.fullmatch(self.metric_spec.strip()):
             raise ValueError(f"metricSpec must be name or name{{label=value,...}}, not {self.metric_spec!r}")
 
 

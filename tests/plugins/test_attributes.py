@@ -154,6 +154,12 @@ def test_any_metric_is_read_or_refused(text):
     assert math.isnan(pages.attribute(b"x 1", wanted)) or wanted.name == b"x"
 
 
+@pytest.mark.parametrize("spec", ["a{b}", "a{b=c", "a b", "", "a{b=c,,d=e}", "1a", "a{" + "b=c=" * 5000 + "{"])
+def test_a_metric_that_is_written_wrong_is_refused(spec):
+    with pytest.raises(ValueError, match="a metric is name or name"):
+        pages.metric(spec)
+
+
 def test_what_a_configuration_names_is_what_is_read():
     metrics = [{"attributeKey": "depth", "metricSpec": "queue_depth{tier=gold}", "optional": True}]
     document = {
