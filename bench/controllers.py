@@ -9,7 +9,7 @@ from bench import table
 from controllers.modelinfer import reconcile
 from controllers.modelinfer.gangs import Served
 from matrixinfer.api import kinds
-from matrixinfer.cluster.plan import Apply, ApplyStatus, Plan
+from matrixinfer.cluster.plan import Apply, ApplyStatus, Plan, Together
 from matrixinfer.cluster.protocol import Key
 
 if TYPE_CHECKING:
@@ -39,14 +39,15 @@ class _World:
         return list(self.objects.get(kind, {}).values())
 
     def perform(self, plan: Plan) -> int:
-        for action in plan.actions:
+        singles = [each for one in plan.actions for each in (one.actions if isinstance(one, Together) else (one,))]
+        for action in singles:
             if isinstance(action, Apply):
                 meta = action.manifest["metadata"]
                 meta |= {"uid": meta["name"], "creationTimestamp": "2026-01-01T00:00:00Z"}
                 self.objects.setdefault(action.kind, {})[meta["name"]] = action.manifest
             elif isinstance(action, ApplyStatus):
                 self.objects[kinds.MODEL_INFER]["bench"]["status"] = action.manifest["status"]
-        return sum(isinstance(action, Apply | ApplyStatus) for action in plan.actions)
+        return sum(isinstance(action, Apply | ApplyStatus) for action in singles)
 
     def ready(self) -> None:
         condition = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:10Z"}

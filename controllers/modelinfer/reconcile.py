@@ -6,6 +6,7 @@ owner, so that the API server's garbage collector deletes it after its owner; no
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -18,10 +19,10 @@ from controllers.modelinfer.plan import plan
 from controllers.modelinfer.shapes import Limits, Wanted
 from matrixinfer.api import kinds, validation, workload
 from matrixinfer.cluster.loop import Controller, itself, owner
-from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Plan
+from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Plan, Together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Protocol
 
     from controllers.modelinfer.plan import Steps
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 
 NAME: Final = "matrixinfer-modelinfer"  # the manager of what is applied, and who events are from
+_AT_ONCE: Final = 64  # pods, of whole groups: where quota ends, few groups are incomplete
 _LOOK_AGAIN_S: Final = 15.0  # at names that belong to others: nobody tells when they are free
 
 
@@ -112,14 +114,10 @@ class Reconciler:
         case = self._case(manifest, infer, world, now)
         taken = _taken(case, world)
         first = [*_revision(case)]
-        rest: list[Action] = [
-            *_removals(case),
-            *_pod_groups(case, world),
-            *_services(case, world, taken),
-            *_pods(case, taken),
-            *_history(case),
-        ]
-        if not refusal and any(isinstance(action, Apply) for action in (*first, *rest)):
+        around = [*_pod_groups(case, world), *_services(case, world, taken)]
+        pods = list(_pods(case, taken))
+        rest = [*_together(_removals(case)), *_together(around), *pods, *_history(case)]
+        if not refusal and (first or pods or any(isinstance(action, Apply) for action in around)):
             refusal = status.refusal(manifest)  # it stands until what was refused is no longer to be made
         fields = status.counts(case.name, case.wanted, case.steps)
         troubles = _troubles(case, taken, refusal)
@@ -193,7 +191,7 @@ def _limits(unavailable: int | str, surge: int | str, partition: int | str | Non
 # Actions
 
 
-def _revision(case: _Case) -> Iterator[Action]:
+def _revision(case: _Case) -> Iterator[Apply]:
     """Store the newest revision before a pod of it is made, with the highest number also if it is an old one again."""
     before = case.known.get(case.update.name)
     latest = max((one.number for one in case.known.values()), default=0)
@@ -215,19 +213,46 @@ def _status(manifest: Manifest, fields: Mapping[str, Any], found: list[status.Fi
         yield ApplyStatus(kind, {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": meta, "status": new})
 
 
-def _removals(case: _Case) -> Iterator[Action]:
+def _removals(case: _Case) -> Iterator[Delete]:
     for removal in case.steps.delete:
         yield Delete(kinds.POD, removal.pod.name, case.namespace, uid=removal.pod.uid)
 
 
 def _pods(case: _Case, taken: Mapping[str, str]) -> Iterator[Action]:
-    for place in case.steps.create:
-        revision = case.revision(place.revision)
-        if revision is not None and _pod_name(case, place) not in taken:
-            yield Apply(kinds.POD, children.pod(case.manifest, place, revision, case.gang))
+    """Make pods some groups at a time; of those workers first, and last what says that a group has been whole."""
+    first = case.wanted.update.roles[0].name
+    for places in _some_groups(case.steps.create):
+        waves: tuple[list[Apply], ...] = ([], [], [])
+        for place in places:
+            revision = case.revision(place.revision)
+            if revision is not None and _pod_name(case, place) not in taken:
+                last = place.instance.role == first and place.instance.index == 0
+                wave = waves[0 if place.member else 2 if last else 1]
+                wave.append(Apply(kinds.POD, children.pod(case.manifest, place, revision, case.gang)))
+        for wave in waves:
+            yield from _together(wave)
 
 
-def _services(case: _Case, world: World, taken: Mapping[str, str]) -> Iterator[Action]:
+def _some_groups(places: Sequence[Place]) -> Iterator[list[Place]]:
+    """Cut where one group's pods end, at some number of pods."""
+    some: list[Place] = []
+    for _, group in itertools.groupby(places, key=lambda place: place.instance.group):
+        some += group
+        if len(some) >= _AT_ONCE:
+            yield some
+            some = []
+    yield some
+
+
+def _together(actions: Iterable[Apply | Delete]) -> Iterator[Action]:
+    listed = tuple(actions)
+    if len(listed) > 1:
+        yield Together(listed)
+    else:
+        yield from listed
+
+
+def _services(case: _Case, world: World, taken: Mapping[str, str]) -> Iterator[Apply | Delete]:
     standing = {one["metadata"]["name"]: one for one in world.owned(kinds.SERVICE, _uid(case))}
     for key, name in case.steps.kept.items():
         revision = case.revision(name)
@@ -242,7 +267,7 @@ def _services(case: _Case, world: World, taken: Mapping[str, str]) -> Iterator[A
             yield from _delete(kinds.SERVICE, one)
 
 
-def _pod_groups(case: _Case, world: World) -> Iterator[Action]:
+def _pod_groups(case: _Case, world: World) -> Iterator[Apply | Delete]:
     kind = case.gang.served.kind
     if kind is None:
         return
@@ -261,14 +286,14 @@ def _pod_groups(case: _Case, world: World) -> Iterator[Action]:
         yield from _delete(kind, one)
 
 
-def _history(case: _Case) -> Iterator[Action]:
+def _history(case: _Case) -> Iterator[Delete]:
     used = {pod.revision for pod in case.seen} | {case.update.name, case.wanted.current.revision}
     for one in revisions.unneeded(case.known, used, case.infer.spec.revision_history_limit):
         if one.stored is not None:
             yield from _delete(kinds.CONTROLLER_REVISION, one.stored)
 
 
-def _delete(kind: Kind, one: Manifest) -> Iterator[Action]:
+def _delete(kind: Kind, one: Manifest) -> Iterator[Delete]:
     meta = one["metadata"]
     if "deletionTimestamp" not in meta:
         yield Delete(kind, meta["name"], meta.get("namespace", ""), uid=meta.get("uid"))

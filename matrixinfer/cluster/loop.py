@@ -12,11 +12,11 @@ import logging
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from matrixinfer.api import kinds
 from matrixinfer.cluster.events import Recorder
-from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus
+from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus, Together
 from matrixinfer.cluster.protocol import (
     AlreadyExists,
     ClusterError,
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     Touches = Callable[[Manifest, "World"], Iterable[Key]]
 
 log = logging.getLogger(__name__)
+
+_AT_ONCE: Final = 16  # writes of one plan on their way
 
 
 class World:
@@ -267,10 +269,26 @@ class Loop:
                 await self._delete(action)
             case Emit():
                 await self._emit(action)
+            case Together(actions):
+                await self._perform_together(actions)
             case Publish(value):
                 if self._publish is None:
                     raise TypeError(f"{name} publishes, but its loop was built without `publish`")
                 self._publish(value)
+
+    async def _perform_together(self, actions: Iterable[Apply | Delete]) -> None:
+        """Perform all of them, then raise the first error."""
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(action: Action) -> None:
+            async with room:
+                if self._may_write():
+                    await self._perform(action)
+
+        ended = await asyncio.gather(*map(one, actions), return_exceptions=True)
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
 
     async def _delete(self, action: Delete) -> None:
         with contextlib.suppress(NotFound):

@@ -66,7 +66,14 @@ class Publish:
     value: Any
 
 
-Action = Apply | ApplyStatus | SetStatus | Delete | Emit | Publish
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Do these at once, in any order; what follows waits for all of them, and is not done if one of them fails."""
+
+    actions: tuple[Apply | Delete, ...]
+
+
+Action = Apply | ApplyStatus | SetStatus | Delete | Emit | Publish | Together
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from matrixinfer.api import kinds
 from matrixinfer.cluster.backoff import Backoff
 from matrixinfer.cluster.loop import Controller, Loop, itself, owner
 from matrixinfer.cluster.memory import MemoryCluster
-from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus
+from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus, Together
 from matrixinfer.cluster.protocol import Conflict, Forbidden, Invalid, Key, NotFound, Unavailable
 from matrixinfer.cluster.queue import WorkQueue
 from tests.cluster.conformance import PATIENCE_S, WIDGET, a_widget, eventually, owned_by
@@ -275,3 +275,37 @@ async def test_what_the_cluster_refuses_is_for_the_controller_to_say(cluster, er
         await said.wait()
         loop.stop()
         await task
+
+
+async def test_what_is_done_together_is_all_tried_before_an_error_counts_and_what_follows_waits(cluster):
+    tried = []
+
+    class Picky:
+        def __getattr__(self, name):
+            return getattr(cluster, name)
+
+        async def apply(self, kind, manifest, **options):
+            tried.append(manifest["metadata"]["name"])
+            if manifest["metadata"]["name"] == "bad" and tried.count("bad") == 1:
+                raise Conflict("changed")
+            return await cluster.apply(kind, manifest, **options)
+
+    def reconcile(key: Key, world, now: float) -> Plan:
+        names = ("bad", *(f"w{number}" for number in range(40)))
+        many = Together(tuple(Apply(GADGET, a_gadget_named(name)) for name in names))
+        return Plan((many, Apply(GADGET, a_gadget_named("last"))))
+
+    async with running(Picky(), reconcile):
+        await cluster.create(WIDGET, a_widget("default"))
+
+        async def made() -> bool:
+            return len((await cluster.list(GADGET)).items) == 42
+
+        await eventually(made)
+
+    assert len(set(tried[:41])) == 41
+    assert tried.index("last") > 41
+
+
+def a_gadget_named(name):
+    return {"apiVersion": GADGET.api_version, "kind": "Gadget", "metadata": {"name": name, "namespace": "default"}}

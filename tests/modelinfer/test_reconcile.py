@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from matrixinfer.api import kinds
-from matrixinfer.cluster.plan import Apply
+from matrixinfer.cluster.plan import Apply, Together
 from matrixinfer.cluster.protocol import Forbidden
-from tests.modelinfer.village import KEY, Village, a_role, a_template, an_infer, rolling
+from tests.modelinfer.village import KEY, Village, a_role, a_template, an_infer, one_by_one, rolling
 
 
 async def made(manifest, **options):
@@ -348,9 +348,27 @@ async def test_everything_is_written_before_the_pods_that_need_it():
     village = Village()
     await village.apply(an_infer(a_role(workers=1)))
 
-    applied = [action.kind.kind for action in (await village.plan()).actions if isinstance(action, Apply)]
+    applied = [action.kind.kind for action in one_by_one(await village.plan()) if isinstance(action, Apply)]
 
     assert applied == ["ControllerRevision", "Service", "Pod", "Pod"]
+
+
+async def test_many_pods_are_made_at_once_and_the_first_entry_of_a_group_after_its_others():
+    village = Village()
+    await village.apply(an_infer(a_role("prefill", workers=1), a_role(replicas=2, workers=1), replicas=30))
+
+    waves = [
+        [pod.manifest["metadata"]["name"].split("-", 2)[2] for pod in action.actions]
+        for action in (await village.plan()).actions
+        if isinstance(action, Together) and action.actions[0].kind == kinds.POD
+    ]
+
+    assert [set(wave) for wave in waves[:3]] == [
+        {"prefill-0-1", "decode-0-1", "decode-1-1"},
+        {"decode-0-0", "decode-1-0"},
+        {"prefill-0-0"},
+    ]
+    assert [sum(map(len, waves[number : number + 3])) for number in (0, 3, 6)] == [66, 66, 48]
 
 
 async def test_what_the_api_server_refuses_is_said_until_it_is_changed():

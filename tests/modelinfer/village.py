@@ -11,7 +11,7 @@ from controllers.modelinfer.gangs import Served
 from matrixinfer.api import kinds, workload
 from matrixinfer.cluster.loop import Loop
 from matrixinfer.cluster.memory import MemoryCluster
-from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit
+from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Together
 from matrixinfer.cluster.protocol import Key, NotFound
 
 API_VERSION = kinds.MODEL_INFER.api_version
@@ -41,6 +41,13 @@ def an_infer(*roles, name="demo", template=None, **spec):
 
 def rolling(**fields):
     return {"type": "InferGroupRollingUpdate", "rollingUpdateConfiguration": fields}
+
+
+def one_by_one(plan):
+    """Every single write of a plan, in order."""
+    return [
+        single for action in plan.actions for single in (action.actions if isinstance(action, Together) else (action,))
+    ]
 
 
 class Snapshot:
@@ -86,7 +93,7 @@ class Village:
         plan = await self.plan(key)
         controller, _ = await self.world()
         loop = Loop(self.cluster, controller, clock=lambda: self.now)
-        for action in plan.actions[:actions]:
+        for action in one_by_one(plan)[:actions]:
             if isinstance(action, Emit):
                 self.events.append(action)
             else:
