@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class PrefixCacheScorer:
     """Score w * min(1, t / s)^2 + (1 - w) * m / b; less or more where the match is a trunk or a continuation.
 
-    m: blocks at the prefix's start that the endpoint holds, shape (n,); b: blocks of the prefix; t: tokens in the m
+    m: blocks at the prefix's start that the endpoint holds, in the score each weighed by the best tier that has it (see
+    precise-prefix-cache-producer; 1 where engines tell nothing), shape (n,); b: blocks of the prefix; t: tokens in the m
     blocks (the prompt's tokens * m / b); w: `matchLengthWeight`; s: `matchLengthScaleTokens`. 0 for all if b = 0.
     `matchLengthWeight` 0 and `matchLengthScaleTokens` 8192: upstream's; the squared term favours long matches, as
     attention's cost grows with the square of the length. `prefixMatchInfoProducerName`: the
@@ -59,7 +60,7 @@ class PrefixCacheScorer:
         if not np.count_nonzero(cycle.matched):
             return np.zeros(len(cycle.rows))
         params = self.params
-        ratio = cycle.matched / cycle.blocks
+        ratio = (cycle.matched if cycle.weighted is None else cycle.weighted) / cycle.blocks
         score = ratio
         if params.match_length_weight:
             length = np.minimum(ratio * (cycle.request.prompt_tokens / params.match_length_scale_tokens), 1.0)
@@ -83,8 +84,9 @@ class PrefixCacheScorer:
         tokens = cycle.request.prompt_tokens / params.match_length_scale_tokens
         weight = params.match_length_weight
         scores = []
-        for matched in cycle.matched:
-            score = ratio = matched / cycle.blocks
+        held = cycle.matched if cycle.weighted is None else cycle.weighted
+        for matched, weighted in zip(cycle.matched, held, strict=True):
+            score = ratio = weighted / cycle.blocks
             if weight:
                 length = min(ratio * tokens, 1.0)
                 score = weight * length * length + (1.0 - weight) * ratio
