@@ -317,6 +317,7 @@ class Director:
             matched=matched,
             at=cycle.now,
             predicted_cached_tokens=_predicted(cycle, at, split),
+            prefill_s=sum(one.seconds for one in split.told.tries) if split is not None else 0.0,
         )
         if self._witness is not None:
             self._witness.decided(sent, cycle, prefix, result)

@@ -3,7 +3,7 @@
 Times are Envoy's, from the request's start; what was tried elsewhere before is in them, so that only first tries count. A
 stream tells the time to its first token and the time between tokens. An answer in one piece comes when all of it is
 there: it tells the time between tokens, less what the endpoint is known to take for the first; without further tokens, as
-an embedding, it is the first token itself.
+an embedding, it is the first token itself. Time in which another endpoint computed the prompt does not count.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ def learn(table: EndpointTable, settlement: Settlement, now: float) -> None:
     row = table.row(settlement.served) if settlement.served else None
     if row is None or outcome is None or outcome.attempts > 1 or outcome.status not in _OK:
         return
+    if elsewhere_s := settlement.sent.prefill_s:
+        first_s = outcome.first_token_s
+        outcome = outcome._replace(
+            duration_s=max(outcome.duration_s - elsewhere_s, 0.0),
+            first_token_s=None if first_s is None else max(first_s - elsewhere_s, 0.0),
+        )
     tokens = _computed(settlement.sent, outcome)
     load = table.view["inflight"][row] + 1
     if settlement.sent.stream:

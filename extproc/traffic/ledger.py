@@ -49,6 +49,7 @@ class Sent(NamedTuple):
     matched: int  # of these, held by the endpoint that was chosen, as far as was known
     at: float  # monotonic seconds
     predicted_cached_tokens: int | None = None  # that its engine will find in its cache; None: not known exactly
+    prefill_s: float = 0.0  # that another endpoint took for the prompt before
 
 
 class End(Enum):

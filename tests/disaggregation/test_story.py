@@ -366,3 +366,22 @@ def test_whatever_engines_say_and_whenever_the_client_leaves_no_load_is_left(sai
     assert stage.inflight() == [0, 0, 0, 0]
     assert stage.table.inflight_tokens.sum() == 0
     assert len(stage.ledger) == 0
+
+
+def test_an_endpoint_is_not_held_slow_for_the_time_in_which_another_computed_the_prompt():
+    learned = []
+    for wait_s in (0.0, 3.0):
+        stage = a_stage({"127.0.0.1": ("prefill", "a"), "127.0.0.2": ("decode", "a")})
+        story = stage.director.decide(a_chat(LONG, stream=True))
+        next(story)
+        stage.clock.now += wait_s
+        with pytest.raises(StopIteration) as end:
+            story.send(PREFILLED)
+        decision = end.value.value
+        outcome = an_outcome(decision)._replace(first_token_s=wait_s + 0.5, duration_s=wait_s + 1.0)
+        stage.director.settle(outcome)
+        row = stage.table.row("127.0.0.2:8000")
+        learned.append([stage.table.view[name][row] for name in ("ttft_samples", "ttft_s", "tpot_samples", "tpot_s")])
+
+    assert learned[0] == learned[1]
+    assert learned[0][0] > 0
