@@ -405,3 +405,70 @@ def test_a_long_chain_is_found_in_full_and_over_several_searches():
     engine.publish(engine.stored(tokens[:10_000]))
 
     assert matched(index, prompt(tokens), 0) == [2500]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(30, 200), st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(1, 12)), max_size=80)
+)
+def test_under_a_bound_less_is_known_and_never_more_than_there_is(capacity, stores):
+    index = an_index(capacity=capacity)
+    engines = [Engine(index, row, seed=row) for row in range(3)]
+    talks = [[number * 1000 + at for at in range(48)] for number in range(41)]
+    for row, which, length in stores:
+        engine, tokens = engines[row], talks[which][: length * 4]
+        engine.publish(engine.stored(tokens, first=min(engine.depth(tokens), length - 1)))
+        assert index.index.pairs <= capacity
+
+    for tokens in talks:
+        found = matched(index, prompt(tokens), 0, 1, 2)
+        assert all(one <= engine.depth(tokens) for one, engine in zip(found, engines, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("route", "store", "remove", "wait", "restart")), st.integers(0, 5), st.integers(1, 6)
+        ),
+        max_size=40,
+    )
+)
+def test_what_is_expected_never_outlives_its_time(moves):
+    index = an_index(expected_s=2.0)
+    engine = Engine(index)
+    engine.publish(engine.stored(range(900, 904)))
+    now = 100.0
+    routed = {}  # our hash -> until when
+    for move, which, length in moves:
+        tokens = [which * 100 + at for at in range(length * 4)]
+        hashes = prompt(tokens)
+        if move == "route":
+            index.expect(hashes, 0, held=matched(index, hashes, 0)[0], now=now)
+            routed |= dict.fromkeys(hashes, now + 2.0)
+        elif move == "wait":
+            now += length / 2
+            index.index.expire(now)
+        elif move == "restart":
+            index.restarted(0)
+            engine.restart()
+            engine.publish(engine.stored(range(900, 904)))
+            routed.clear()
+        elif move == "store":
+            engine.move("store", which, tokens)
+        else:
+            engine.move("remove", which, tokens)
+        for start in range(0, 600, 100):
+            whole = [start + at for at in range(24)]
+            theirs, ours = engine.hashes(whole), prompt(whole)
+            surely = engine.depth(whole)
+            most = 0
+            while most < len(ours) and (engine.copies[theirs[most], "GPU", 0] or routed.get(ours[most], 0.0) > now):
+                most += 1
+            assert surely <= matched(index, ours, 0)[0] <= most
+
+    index.index.expire(now + 2.0)
+    while index.index.tidy(8):
+        pass
+    assert index.index.expecting == 0
+    assert index.index.blocks == index.index.pairs
