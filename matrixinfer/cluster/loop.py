@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 16  # writes of one plan on their way
+_SEEN_WITHIN_S: Final = 2.0  # what has been written; a watch that is slower than this has trouble of its own
 
 
 class World:
@@ -105,6 +106,23 @@ def owner(kind: Kind) -> Touches:
     return touches
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """An object that was applied or deleted, and whether a store shows it."""
+
+    kind: Kind
+    meta: Manifest
+    deleted: bool = False
+
+    def seen(self, store: Store) -> bool:
+        """Tell whether the store is at this write, or past it."""
+        stands = store.get(self.meta["name"], self.meta.get("namespace", ""))
+        if self.deleted:
+            other = stands is not None and self.meta["uid"] not in (None, stands["metadata"].get("uid"))
+            return stands is None or other or "deletionTimestamp" in stands["metadata"]
+        return stands is not None and int(stands["metadata"]["resourceVersion"]) >= int(self.meta["resourceVersion"])
+
+
 class Loop:
     """Runs one controller against a cluster. `publish` receives the values of its `Publish` actions.
 
@@ -138,6 +156,7 @@ class Loop:
         self._stores = {kind: Store(cluster, kind, draw=draw) for kind in controller.watches}
         self.world = World(self._stores)
         self._wake = asyncio.Event()
+        self._news = asyncio.Event()  # a store has changed
         self._stopping = False
 
     async def run(self) -> None:
@@ -190,6 +209,7 @@ class Loop:
 
     def _handler(self, touches: Touches) -> Callable[[Manifest | None, Manifest | None], None]:
         def changed(old: Manifest | None, new: Manifest | None) -> None:
+            self._news.set()
             for manifest in (old, new):
                 if manifest is not None:
                     for key in touches(manifest, self.world):
@@ -219,9 +239,11 @@ class Loop:
         began, outcome = loop.time(), "done"
         try:
             plan = self._controller.reconcile(key, self.world, self._clock())
+            written: list[_Written] = []
             for action in plan.actions:
                 if isinstance(action, Publish) or self._may_write():
-                    await self._perform(action)
+                    await self._perform(action, written)
+            await self._see(written)
         except (Conflict, Forbidden, Unavailable) as error:
             outcome = "again"
             delay_s = self._queue.retry(key, loop.time(), self._draw())
@@ -254,11 +276,22 @@ class Loop:
         except ClusterError as again:
             log.info("%s: %s: cannot be said: %s", self._controller.name, key, again)
 
-    async def _perform(self, action: Action) -> None:
+    async def _see(self, written: Iterable[_Written]) -> None:
+        """Wait until the stores show what was written: the next look at the key is not to decide on the world of before."""
+        unseen = [one for one in written if one.kind in self._stores]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SEEN_WITHIN_S):
+                while unseen := [one for one in unseen if not one.seen(self._stores[one.kind])]:
+                    self._news.clear()
+                    await self._news.wait()
+
+    async def _perform(self, action: Action, written: list[_Written] | None = None) -> None:
         name = self._controller.name
+        written = [] if written is None else written
         match action:
             case Apply(kind, manifest, force, manager):
-                await self._cluster.apply(kind, manifest, manager=manager or name, force=force)
+                stands = await self._cluster.apply(kind, manifest, manager=manager or name, force=force)
+                written.append(_Written(kind, stands["metadata"]))
             case ApplyStatus(kind, manifest, force):
                 with contextlib.suppress(NotFound):  # deleted meanwhile: there is no status to write
                     await self._cluster.apply_status(kind, manifest, manager=name, force=force)
@@ -267,23 +300,25 @@ class Loop:
                     await self._cluster.update_status(kind, manifest)
             case Delete():
                 await self._delete(action)
+                gone = {"name": action.name, "namespace": action.namespace, "uid": action.uid}
+                written.append(_Written(action.kind, gone, deleted=True))
             case Emit():
                 await self._emit(action)
             case Together(actions):
-                await self._perform_together(actions)
+                await self._perform_together(actions, written)
             case Publish(value):
                 if self._publish is None:
                     raise TypeError(f"{name} publishes, but its loop was built without `publish`")
                 self._publish(value)
 
-    async def _perform_together(self, actions: Iterable[Apply | Delete]) -> None:
+    async def _perform_together(self, actions: Iterable[Apply | Delete], written: list[_Written]) -> None:
         """Perform all of them, then raise the first error."""
         room = asyncio.Semaphore(_AT_ONCE)
 
         async def one(action: Action) -> None:
             async with room:
                 if self._may_write():
-                    await self._perform(action)
+                    await self._perform(action, written)
 
         ended = await asyncio.gather(*map(one, actions), return_exceptions=True)
         for error in ended:

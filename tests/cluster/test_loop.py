@@ -307,5 +307,45 @@ async def test_what_is_done_together_is_all_tried_before_an_error_counts_and_wha
     assert tried.index("last") > 41
 
 
+async def test_a_key_is_not_looked_at_again_before_its_writes_are_seen(cluster):
+    """The watch is late, and a key that comes again at once must not decide on what stood before."""
+    looks = []
+
+    class Late:
+        def __getattr__(self, name):
+            return getattr(cluster, name)
+
+        async def watch(self, kind, **options):
+            async for event in cluster.watch(kind, **options):
+                await asyncio.sleep(0.05 if kind == GADGET else 0)
+                yield event
+
+    def reconcile(key: Key, world, now: float) -> Plan:
+        there = len(world.all(GADGET))
+        looks.append(there)
+        if there == 3:
+            gadgets = world.all(GADGET)
+            return Plan(tuple(Delete(GADGET, one["metadata"]["name"], "default") for one in gadgets[:2]))
+        if looks == [0]:
+            return Plan(tuple(Apply(GADGET, a_gadget_named(f"g{number}")) for number in range(3)), 0.0)
+        return Plan()
+
+    async with running(Late(), reconcile, watches={WIDGET: itself(WIDGET), GADGET: lambda *_: ()}) as loop:
+        await cluster.create(WIDGET, a_widget("default"))
+
+        async def deleted() -> bool:
+            return len((await cluster.list(GADGET)).items) == 1
+
+        await eventually(deleted)
+        loop.touch(Key("Widget", "default", "w"))
+
+        async def looked() -> bool:
+            return len(looks) == 3
+
+        await eventually(looked)
+
+    assert looks == [0, 3, 1]
+
+
 def a_gadget_named(name):
     return {"apiVersion": GADGET.api_version, "kind": "Gadget", "metadata": {"name": name, "namespace": "default"}}
