@@ -35,7 +35,7 @@ class Calls:
         """`most`: calls at once; further ones are refused with Busy."""
         self.open = 0
         self._most = most
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether it tells when a call is sent
         self._left: set[asyncio.Task[None]] = set()  # calls whose story went on
 
     async def run(self, call: Call) -> Called:
@@ -54,8 +54,8 @@ class Calls:
         """Give up what is open."""
         for task in list(self._left):
             task.cancel()
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     async def _background(self, call: Call, sent: asyncio.Future[Called]) -> None:
         """Perform a call whose story goes on once it is sent; failing earlier is the story's business."""
@@ -102,7 +102,7 @@ class Calls:
     async def _exchange(self, call: Call, sent: Any) -> Called:
         for last in (False, True):
             try:
-                async with self._client().request(
+                async with self._client(tells=sent is not None).request(
                     call.method,
                     call.url,
                     data=call.body or None,
@@ -123,16 +123,18 @@ class Calls:
                     raise
         raise RuntimeError("unreachable")
 
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
+    def _client(self, *, tells: bool) -> aiohttp.ClientSession:
+        """Return the session; one that tells when a call is sent does more for each."""
+        session = self._sessions.get(tells)
+        if session is None:
+            session = self._sessions[tells] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S, ssl=False),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=True,
-                trace_configs=[_tell_when_sent()],
+                trace_configs=[_tell_when_sent()] if tells else None,
             )
-        return self._session
+        return session
 
 
 def _tell_when_sent() -> aiohttp.TraceConfig:
