@@ -1,1 +1,1 @@
-"""Who holds which block: `index.PrefixIndex`, learned from the picker's own decisions."""
+"""Who holds which block: `index.PrefixIndex`, learned from decisions; `exact.ExactIndex`, told by the engines."""
