@@ -156,7 +156,10 @@ class Director:
             result = self._schedule(cycle)
         else:
             asked = Asked(request, prefix, body or request.body, server, ticket, fresh, partial(self._expect, prefix))
-            split = yield from self.prefilling.story(asked, how, roles, clock=self._clock, draw=self._draw)
+            try:
+                split = yield from self.prefilling.story(asked, how, roles, clock=self._clock, draw=self._draw)
+            except errors.Saturated as rejection:
+                raise _later(rejection) from None
             cycle, result, body = split.cycle, split.result, body if split.body is None else split.body
         record = self._record(ticket, cycle, prefix, placement=placement, result=result, split=split)
         record.prefix = prefix._replace(hashes=())
@@ -284,8 +287,7 @@ class Director:
         try:
             return self._scheduler.schedule(cycle, trace=True)
         except errors.Saturated as rejection:
-            rejection.retry_after_s = rejection.retry_after_s or _SATURATED_RETRY_S
-            raise
+            raise _later(rejection) from None
 
     def _record(  # noqa: PLR0913 - what a record is made of
         self,
@@ -363,6 +365,12 @@ def _read(unread: Unread) -> Generator[Errand, Any, Prefix]:
         unread.otherwise()
         raise
     return unread.read(made)
+
+
+def _later(rejection: errors.Saturated) -> errors.Saturated:
+    """Say to those who are refused because all is busy when to ask again."""
+    rejection.retry_after_s = rejection.retry_after_s or _SATURATED_RETRY_S
+    return rejection
 
 
 def _predicted(cycle: Cycle, at: int, split: Split | None) -> int | None:

@@ -385,3 +385,25 @@ def test_an_endpoint_is_not_held_slow_for_the_time_in_which_another_computed_the
 
     assert learned[0] == learned[1]
     assert learned[0][0] > 0
+
+
+def test_busy_decode_endpoints_are_told_as_any_others():
+    plugins = [{"type": "least-request-filter"}]
+    stage = a_stage(document={"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig", "plugins": plugins})
+    for host, (role, _group) in GROUPS.items():
+        stage.table.waiting[stage.table.row(f"{host}:8000")] = 50 if role == "decode" else 0
+
+    with pytest.raises(errors.Saturated) as refused:
+        tell(stage.director.decide(a_chat("hello")), Engines())
+    assert refused.value.retry_after_s == 1
+    assert stage.inflight() == [0, 0, 0, 0]
+
+
+def test_busy_prefill_endpoints_are_done_without():
+    plugins = [{"type": "least-request-filter"}]
+    stage = a_stage(document={"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig", "plugins": plugins})
+    for host, (role, _group) in GROUPS.items():
+        stage.table.waiting[stage.table.row(f"{host}:8000")] = 50 if role == "prefill" else 0
+    decision = tell(stage.director.decide(a_chat("hello")), Engines())
+
+    assert told(stage, decision)["reason"] == "saturated"
