@@ -62,7 +62,7 @@ class Settings:
 
     manager: str = "matrixinfer"  # whom fields belong to that are written by anything but apply
     rate: Rate = field(default_factory=Rate)
-    threads: int = 8
+    threads: int = 16  # as many writes as a loop sends together
     connect_s: float = 5.0
     answer_s: float = 30.0
     lease_answer_s: float = 4.0
