@@ -80,11 +80,6 @@ def stored(manifests: Iterable[Manifest]) -> dict[str, Revision]:
     return found
 
 
-def counts_of(revision: Revision) -> dict[str, int]:
-    """Give the instances of each role that the stored revision says all its groups have had."""
-    return {role.name: role.replicas for role in revision.shape.roles}
-
-
 def manifest(owner: Manifest, revision: Revision, *, number: int, counts: Mapping[str, int]) -> Manifest:
     """Build the ControllerRevision."""
     meta = owner["metadata"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from matrixinfer.api import kinds
+from typing import get_args
+
+from controllers.modelinfer import plugins
+from matrixinfer.api import kinds, workload
 from matrixinfer.cluster.plan import Apply, Together
 from matrixinfer.cluster.protocol import Forbidden
 from tests.modelinfer.village import KEY, Village, a_role, a_template, an_infer, one_by_one, rolling
@@ -386,3 +389,7 @@ async def test_what_the_api_server_refuses_is_said_until_it_is_changed():
     assert (await village.condition("Degraded"))["reason"] == "Refused"
     await village.settle()
     assert (await village.condition("Degraded"))["status"] == "False"
+
+
+def test_every_plugin_that_the_schema_takes_is_there():
+    assert set(get_args(workload.Plugin.model_fields["name"].annotation)) == set(plugins.BUILTIN)

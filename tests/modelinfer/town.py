@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from controllers.modelinfer.instances import FORMING_S
 from controllers.modelinfer.plan import observed, plan
-from controllers.modelinfer.shapes import InstanceKey, Limits, RoleShape, Seen, Shape, Wanted
+from controllers.modelinfer.shapes import Limits, RoleShape, Seen, Shape, Wanted
 
 
 def a_role(name="decode", *, replicas=1, pods=1, version="a"):
@@ -129,7 +129,3 @@ class Town:
 
     def uids(self):
         return {name: pod.uid for name, pod in self.pods.items()}
-
-
-def key(group=0, role="decode", index=0):
-    return InstanceKey(group, role, index)

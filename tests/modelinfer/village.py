@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from datetime import UTC, datetime
 
@@ -161,15 +160,3 @@ class Village:
 
     async def uids(self):
         return {name: pod["metadata"]["uid"] for name, pod in (await self.pods()).items()}
-
-
-def settled(manifest, **options):
-    """A village in which a ModelInfer has been made."""
-    village = Village(**options)
-
-    async def make():
-        await village.apply(manifest)
-        await village.settle()
-
-    asyncio.run(make())
-    return village

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from matrixinfer.api.workload.amounts import Amount, resolve_down, resolve_up
 from matrixinfer.api.workload.model_infer import (
-    BUILTIN_PLUGINS,
-    DEFAULT_HISTORY,
     GangPolicy,
     GangSchedule,
     ModelInfer,
@@ -28,7 +26,6 @@ from matrixinfer.api.workload.names import (
     ENTRY_LABEL,
     GROUP_LABEL,
     NAME_LABEL,
-    OUR_LABELS,
     REVISION_LABEL,
     ROLE_HASH_LABEL,
     ROLE_ID_LABEL,
@@ -41,12 +38,9 @@ from matrixinfer.api.workload.preview import pods_of
 from matrixinfer.api.workload.roles import PodTemplate, Role
 
 __all__ = [
-    "BUILTIN_PLUGINS",
-    "DEFAULT_HISTORY",
     "ENTRY_LABEL",
     "GROUP_LABEL",
     "NAME_LABEL",
-    "OUR_LABELS",
     "REVISION_LABEL",
     "ROLE_HASH_LABEL",
     "ROLE_ID_LABEL",

@@ -13,8 +13,7 @@ from matrixinfer.api.workload.names import pod_name
 from matrixinfer.api.workload.roles import Role  # noqa: TC001 - pydantic reads the annotation
 
 _MOST_REPLICAS: Final = 1_000_000
-DEFAULT_HISTORY: Final = 10  # as StatefulSets keep
-BUILTIN_PLUGINS: Final = ("demo-pod-tweaks", "lws-standard-labels")
+_DEFAULT_HISTORY: Final = 10  # as StatefulSets keep
 _FREE: Final = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 _NAMES: Final = (
     "the names of its pods (NAME-GROUP-ROLE-INDEX-POD) must be DNS labels of at most 63 characters that begin with a "
@@ -351,7 +350,7 @@ class ModelInferSpec(Owned):
         Field(
             ge=0, le=1000, json_schema_extra=INT32, description="Revisions kept besides those in use, to go back to."
         ),
-    ] = DEFAULT_HISTORY
+    ] = _DEFAULT_HISTORY
 
 
 class RoleStatus(Status):

@@ -13,15 +13,6 @@ ROLE_ID_LABEL: Final = f"{PREFIX}role-id"  # of the role's instance, within its 
 ENTRY_LABEL: Final = f"{PREFIX}entry"  # "true" on the pod of an instance that requests go to
 REVISION_LABEL: Final = f"{PREFIX}revision"
 ROLE_HASH_LABEL: Final = f"{PREFIX}role-template-hash"
-OUR_LABELS: Final = (
-    NAME_LABEL,
-    GROUP_LABEL,
-    ROLE_LABEL,
-    ROLE_ID_LABEL,
-    ENTRY_LABEL,
-    REVISION_LABEL,
-    ROLE_HASH_LABEL,
-)
 
 
 def group_name(model_infer: str, group: int) -> str:
