@@ -77,12 +77,12 @@ DEFAULT: Final = {
     "apiVersion": "llm-d.ai/v1alpha1",
     "kind": "EndpointPickerConfig",
     "plugins": [
-        {"type": "bounded-load-filter", "parameters": {"loadFactor": 1.25, "minRequests": 4}},
+        {"type": "bounded-load-filter", "parameters": {"loadFactor": 2.0, "minRequests": 16}},
         {
             "type": "prefix-cache-scorer",
             "parameters": {"minTrunkShare": 0.5, "minTrunkTokens": 512, "minContinuationScore": 0.5},
         },
-        {"type": "least-request-scorer", "parameters": {"scaleRequests": 8}},
+        {"type": "least-request-scorer", "parameters": {"scaleRequests": 10}},
         {"type": "load-aware-scorer", "parameters": {"threshold": 32}},
         {"type": "kv-cache-utilization-scorer"},
         {"type": "no-hit-lru-scorer", "parameters": {"minTrunkShare": 0.5, "minTrunkTokens": 512}},
@@ -94,7 +94,7 @@ DEFAULT: Final = {
             "plugins": [
                 {"pluginRef": "bounded-load-filter"},
                 {"pluginRef": "prefix-cache-scorer", "weight": 3},
-                {"pluginRef": "least-request-scorer", "weight": 2},
+                {"pluginRef": "least-request-scorer", "weight": 3},
                 {"pluginRef": "load-aware-scorer", "weight": 1},
                 {"pluginRef": "kv-cache-utilization-scorer", "weight": 1},
                 {"pluginRef": "no-hit-lru-scorer", "weight": 0.6},
