@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from matrixinfer.api.workload.amounts import Amount, resolve_down, resolve_up
 from matrixinfer.api.workload.model_infer import (
-    GangPolicy,
-    GangSchedule,
     ModelInfer,
     ModelInferSpec,
     ModelInferStatus,
-    NetworkTopology,
-    NetworkTopologyPolicy,
-    Plugin,
     RoleStatus,
     RollingUpdate,
     RolloutStrategy,
     Template,
-    TopologySpread,
 )
 from matrixinfer.api.workload.names import (
     ENTRY_LABEL,
@@ -33,6 +27,14 @@ from matrixinfer.api.workload.names import (
     group_name,
     pod_name,
     role_id,
+)
+from matrixinfer.api.workload.placement import (
+    GangPolicy,
+    GangSchedule,
+    NetworkTopology,
+    NetworkTopologyPolicy,
+    Plugin,
+    TopologySpread,
 )
 from matrixinfer.api.workload.preview import pods_of
 from matrixinfer.api.workload.roles import PodTemplate, Role
