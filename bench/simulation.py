@@ -34,7 +34,7 @@ PLACING = [
 ]
 
 
-def run(*, requests: int = 6000) -> None:
+def run(*, requests: int = 2500) -> None:
     """Print the table, a part for each trace and load."""
     engines = cluster.read(EXAMPLES / "eight-engines.yaml")
     chosen = configurations.read(PLACING)
