@@ -3,7 +3,8 @@
 Batches of one publisher are numbered from 0. A number that is skipped is asked for again, from the engine's buffer of past
 batches; where it cannot be had, what is known of the engine is dropped and learned anew. A number that goes back with a
 later time is an engine that started anew. Asking always begins one batch early: if that one is not the batch which was
-applied under its number, it is of another life of the engine.
+applied under its number, or there is none, the engine is in another life. After a connection was made again not all
+counts as known until the engine has shown that it is the same, and that nothing was missed.
 
 A pure state machine: each method returns the steps to take, in order.
 """
@@ -63,6 +64,8 @@ class Stream:
         self._last_at = 0.0  # time of the batch before `_next`
         self._asked: int | None = None  # what `_next` was when a replay was asked for, -1 for None; None: not asked
         self._stale = False  # what else the running replay brings is of no use
+        self._brought = False  # the running replay brought something
+        self._doubted = False  # was complete when the connection was made again; whether it is still has to show
         self._held: deque[tuple[int, Batch]] = deque(maxlen=_HELD)  # came while a replay was on its way
 
     @property
@@ -76,7 +79,9 @@ class Stream:
         return self._asked is not None
 
     def begin(self) -> list[Step]:
-        """Return what to do first, once new batches are listened to."""
+        """Return what to do first, once new batches are listened to: at the start, and when the connection is made again."""
+        if self._next is not None and self.complete:
+            self.complete, self._doubted = False, True
         return self._ask() if self._replays and self._asked is None else []
 
     def take(self, number: int, batch: Batch) -> list[Step]:
@@ -88,6 +93,7 @@ class Stream:
 
     def replayed(self, number: int, batch: Batch) -> list[Step]:
         """Take a batch of the replay."""
+        self._brought = True
         if self._asked is None or self._stale:
             return []
         if self._next is None:
@@ -97,6 +103,8 @@ class Stream:
             self._stale = True
             return [self._restarted()]
         if number < self._next:
+            if number == self._next - 1:
+                self._believe()
             return []
         if number > self._next:
             return [self._reset(), self._apply(number, batch)]
@@ -109,6 +117,8 @@ class Stream:
         if self._stale:
             self._stale = False
             return self._ask()
+        if self._asked > 0 and not self._brought:  # what was applied last would have come from the same engine
+            return [self._restarted(), *self._ask()]
         while self._held and self._held[0][1].at <= self._last_at:  # the replay brought it, or it is of an earlier life
             self._held.popleft()
         waits = bool(self._held) and self._held[0][0] > (0 if self._next is None else self._next)
@@ -117,6 +127,8 @@ class Stream:
         self._asked = None
         if self._next is None and not self._held:  # it has told nothing so far
             self._next, self.complete = 0, True
+        elif self._next == 0:  # as before: there was nothing to ask for
+            self._believe()
         return self._release()
 
     def replay_failed(self) -> list[Step]:
@@ -181,21 +193,29 @@ class Stream:
 
     def _ask(self) -> list[Step]:
         self._counts.replays += 1
+        self._brought = False
         self._asked = -1 if self._next is None else self._next
         return [Ask(max(self._asked - 1, 0))]
 
+    def _believe(self) -> None:
+        """Take that the engine is the same, and that nothing of it was missed."""
+        self.complete = self.complete or self._doubted
+        self._doubted = False
+
     def _apply(self, number: int, batch: Batch) -> Apply:
+        if number == self._next:
+            self._believe()
         self._next = number + 1
         self._last_at = batch.at
         return Apply(batch)
 
     def _reset(self) -> Reset:
         self._counts.resets += 1
-        self.complete = False
+        self.complete = self._doubted = False
         return Reset()
 
     def _restarted(self) -> Reset:
         self._counts.restarts += 1
         self._next = None
-        self.complete = False
+        self.complete = self._doubted = False
         return Reset()

@@ -281,6 +281,56 @@ def test_an_engine_that_started_anew_unheard_is_found_out_by_the_batch_before_th
     assert index.exact(0)
 
 
+def test_an_engine_that_started_anew_and_has_told_nothing_is_found_out_when_it_is_met_again():
+    index = an_index()
+    engine = Engine(index)
+    engine.publish(engine.stored(range(8)))
+    engine.publish(engine.stored(range(12), first=2))
+    engine.restart()
+    engine.connect()
+    assert not index.exact(0)
+    engine.answer_all()
+
+    assert held(index, prompt(range(8)), 0, tokens=9).cached_tokens.tolist() == [0]
+    assert index.exact(0)
+    assert (index.stream_counts.restarts, index.stream_counts.resets) == (1, 0)
+
+
+def test_an_engine_that_is_met_again_and_is_the_same_keeps_what_it_had():
+    index = an_index()
+    engine = Engine(index)
+    engine.publish(engine.stored(range(8)))
+    engine.connect()
+    engine.answer_all()
+
+    assert held(index, prompt(range(8)), 0, tokens=9).cached_tokens.tolist() == [8]
+    assert index.exact(0)
+
+
+def test_an_engine_without_replay_that_is_met_again_is_known_in_full_once_its_numbers_go_on():
+    index = an_index()
+    engine = Engine(index, replays=False)
+    engine.publish(engine.stored(range(8)))
+    engine.connect()
+    assert not index.exact(0)
+    assert matched(index, prompt(range(8)), 0) == [2]
+    engine.publish(engine.stored(range(12), first=2))
+
+    assert index.exact(0)
+
+
+def test_an_engine_that_is_met_again_and_does_not_answer_is_not_known_in_full():
+    index = an_index()
+    engine = Engine(index)
+    engine.publish(engine.stored(range(8)))
+    engine.deaf = True
+    engine.connect()
+    engine.answer_all()
+
+    assert not index.exact(0)
+    assert matched(index, prompt(range(8)), 0) == [2]
+
+
 def test_a_repeated_batch_changes_nothing():
     index = an_index()
     engine = Engine(index)
