@@ -12,14 +12,11 @@ from matrixinfer.api import kinds
 from matrixinfer.api.networking.model_route import (
     DEFAULT_WEIGHT,
     BodyMatch,
-    GlobalRateLimit,
     ModelMatch,
     ModelRoute,
     ModelRouteSpec,
     ModelRouteStatus,
     ParentReference,
-    RateLimit,
-    Redis,
     RouteRule,
     StringMatch,
     TargetModel,
@@ -36,6 +33,7 @@ from matrixinfer.api.networking.model_server import (
     WorkloadSelector,
     port_number,
 )
+from matrixinfer.api.networking.rate_limit import UNIT_S, CallerRateLimit, GlobalRateLimit, RateLimit, Redis
 
 __all__ = [
     "ACCEPTED",
@@ -44,7 +42,9 @@ __all__ = [
     "PROGRAMMED",
     "READY",
     "RESOLVED_REFS",
+    "UNIT_S",
     "BodyMatch",
+    "CallerRateLimit",
     "GlobalRateLimit",
     "KVConnector",
     "ModelMatch",

@@ -10,12 +10,12 @@ from pydantic_core import PydanticCustomError
 
 from matrixinfer.api import expressions
 from matrixinfer.api.meta import IMMUTABLE, INT32, INT64, Conditions, Items, ObjectMeta, Owned, Rule, Status
+from matrixinfer.api.networking.rate_limit import RateLimit  # noqa: TC001 - pydantic reads it at run time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEFAULT_WEIGHT: Final = 100
-_UINT32_MAX: Final = 2**32 - 1
 _PORT_MAX: Final = 65535
 
 
@@ -210,49 +210,6 @@ class ParentReference(Owned):
     port: Annotated[
         int | None,
         Field(ge=1, le=_PORT_MAX, json_schema_extra=INT32, description="Port of the listeners; left out, all of them."),
-    ] = None
-
-
-class Redis(Owned):
-    """A Redis server."""
-
-    address: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=300,
-            pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?):[0-9]{1,5}$",
-            description="Where it listens, `host:port`.",
-        ),
-    ]
-
-
-class GlobalRateLimit(Owned):
-    """Counting across gateway pods."""
-
-    redis: Annotated[Redis, Field(description="The server that counts.")]
-
-
-class RateLimit(Owned):
-    """How many tokens a model may be sent, and may answer, in a unit of time."""
-
-    input_tokens_per_unit: Annotated[
-        int | None,
-        Field(ge=1, le=_UINT32_MAX, json_schema_extra=INT64, description="Prompt tokens per unit; left out, no limit."),
-    ] = None
-    output_tokens_per_unit: Annotated[
-        int | None,
-        Field(
-            ge=1, le=_UINT32_MAX, json_schema_extra=INT64, description="Generated tokens per unit; left out, no limit."
-        ),
-    ] = None
-    unit: Annotated[
-        Literal["second", "minute", "hour", "day", "month"],
-        Field(description="The unit of time; a month is 30 days."),
-    ] = "second"
-    global_: Annotated[
-        GlobalRateLimit | None,
-        Field(alias="global", description="One limit for all gateway pods; left out, each counts for itself."),
     ] = None
 
 
