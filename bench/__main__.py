@@ -7,9 +7,9 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import controllers, gateway, kvindex, pick, routing
+from bench import controllers, gateway, kvindex, long, pick, routing
 
-SECTIONS = ("requests", "idle", "pick", "kvindex", "routing", "controllers")
+SECTIONS = ("requests", "idle", "pick", "long", "kvindex", "routing", "controllers")
 
 
 def main() -> None:
@@ -28,6 +28,8 @@ def main() -> None:
             asyncio.run(gateway.idle(seconds=20))
         if "pick" in sections:
             pick.run()
+        if "long" in sections:
+            asyncio.run(long.run(Path(folder), seconds=10))
         if "kvindex" in sections:
             kvindex.run()
         if "routing" in sections:

@@ -207,7 +207,7 @@ class _One:
         raise AssertionError(f"{model}: {fault}")
 
 
-def _files() -> Files:
+def files() -> Files:
     """A tokenizer trained on Python's sources, split as cl100k splits, with ChatML's template."""
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated")
@@ -219,18 +219,18 @@ def _files() -> Files:
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train([str(source) for source in _sources()[:150]], trainer)
+    bpe.train([str(source) for source in sources()[:150]], trainer)
     return Files(bpe.to_str(), json.dumps({"chat_template": TEMPLATE}))
 
 
-def _sources() -> list[Path]:
+def sources() -> list[Path]:
     return sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
 
 
 def _exact(files: Files) -> list[tuple[str, ...]]:
     """Time decisions by exact tokens: the quickest of requests that differ, over 256 endpoints."""
     lines = [
-        line for source in _sources()[150:] for line in source.read_text(errors="replace").splitlines(keepends=True)
+        line for source in sources()[150:] for line in source.read_text(errors="replace").splitlines(keepends=True)
     ]
     chance = random.Random(1)
     tokenizer = ModelTokenizer(files, memo=Memo(), number=1, strftime_now=time.strftime)
@@ -279,5 +279,5 @@ def run() -> None:
             rows.append((name, str(endpoints), *(f"{min(times) / BATCH * 1e6:.0f}" for times in (pick, settle))))
     head = ("prompt", "endpoints", "exchange us", "settlement us")
     table.show("The picker's handler alone: CPU per exchange", head, rows)
-    rows = _exact(_files())
+    rows = _exact(files())
     table.show("A decision by exact tokens: CPU, 256 endpoints", ("prompt", "loop ms", "beside it ms"), rows)
