@@ -97,7 +97,13 @@ class Cluster:
     scrape_interval_s: float = parameter(0.8, minimum=1e-3)  # of one engine, as the picker asks busy ones
     event_lag_ms: float = parameter(10.0, minimum=0)  # until the picker hears of a block
     settle_lag_ms: float = parameter(1.0, minimum=0)  # until it hears that an answer is complete
+    pickers: int = parameter(1, minimum=1, maximum=64)  # that share the requests, each with a state of its own
+    pickers_join_at: tuple[float, ...] = ()  # one more for each, when this share of the requests has arrived
     slo: Slo = field(default_factory=Slo)
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= share < 1 for share in self.pickers_join_at):
+            raise ValueError("pickersJoinAt must be shares of the requests, from 0 to below 1")
 
     @property
     def each(self) -> tuple[Group, ...]:

@@ -18,7 +18,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from matrixinfer.cli.simulate.cluster import Group
 
@@ -86,7 +86,7 @@ class Request:
 class Engine:
     """One engine. `add` and `wake` are told the time; `wakes_at` says when it has to be woken."""
 
-    def __init__(self, place: int, shape: Group, *, block_tokens: int, listener: Listener | None = None) -> None:
+    def __init__(self, place: int, shape: Group, *, block_tokens: int, listeners: Sequence[Listener] = ()) -> None:
         self.place = place
         self.wakes_at = NEVER
         self.waiting: deque[Request] = deque()
@@ -97,7 +97,7 @@ class Engine:
         self._block = block_tokens
         self.capacity = shape.capacity
         self._decode_s = [shape.decode_s(n) for n in range(shape.max_num_seqs + 1)]
-        self._listener = listener
+        self._listeners = listeners  # the list is its owner's, who may add to it
         # The cache: users of each findable block; those without, the least recently freed first.
         self._users: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -124,6 +124,11 @@ class Engine:
         """Share of the cache that running sequences use."""
         used = len(self._users) - len(self._idle)
         return min((used * self._block + self._private) / self.capacity, 1.0)
+
+    @property
+    def findable(self) -> Collection[int]:
+        """Blocks that can be found: what a replay of its events comes to."""
+        return self._users.keys()
 
     def fits(self, prompt: int, output: int, blocks: int) -> bool:
         """Tell whether a request could ever run here."""
@@ -287,8 +292,9 @@ class Engine:
             users[one] += 1
         for one in chain[hit:]:
             users[one] = 1
-        if self._listener is not None and hit < len(chain):
-            self._listener.stored(self.place, chain, hit, now)
+        if hit < len(chain):
+            for listener in self._listeners:
+                listener.stored(self.place, chain, hit, now)
         size = self._shape.block_size
         cached = min(hit * block, (total - 1) // size * size)
         sequence.computed = cached
@@ -312,8 +318,8 @@ class Engine:
             for one in sequence.answer:
                 users[one] = users.get(one, 0) + 1
                 self._idle.pop(one, None)
-            if self._listener is not None:
-                self._listener.stored(self.place, chain, full, now)
+            for listener in self._listeners:
+                listener.stored(self.place, chain, full, now)
         self._release(sequence, chain, grown)
 
     def _release(self, sequence: Request, chain: list[int], grown: int) -> None:
@@ -344,5 +350,5 @@ class Engine:
                 break
             block, _none = self._idle.popitem(last=False)
             del self._users[block]
-            if self._listener is not None:
-                self._listener.removed(self.place, block, now)
+            for listener in self._listeners:
+                listener.removed(self.place, block, now)

@@ -13,7 +13,7 @@ from extproc.kvcache.index import PrefixIndex
 from extproc.plugins.precise_prefix_cache_producer import seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -77,6 +77,11 @@ class Told:
         exact = deployment.exact(settings)
         self._expected_s = seconds(exact.speculative_ttl) if exact.speculative_indexing else 0.0
         self._events: deque[tuple[float, int, Sequence[int], bool]] = deque()  # when heard, slot, blocks, stored
+
+    def replayed(self, engine: int, blocks: Collection[int]) -> None:
+        """Take what the engine holds now, as a picker does before it is ready."""
+        for block in blocks:
+            self._index.store(self._slots[engine], block, block)
 
     def stored(self, engine: int, chain: Sequence[int], begin: int, now: float) -> None:
         """Hear of it some time later."""

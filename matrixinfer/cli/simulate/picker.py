@@ -39,7 +39,7 @@ _POOL: Final = "default/model"
 
 
 class Picker:
-    """One picker before the cluster's engines; rows of its table are the engines' places."""
+    """One picker before the cluster's engines; rows of its table are the engines' places. It knows no other picker."""
 
     def __init__(self, settings: scheduling.Config, cluster: Cluster, trace: Trace, *, exact: bool, seed: int) -> None:
         self.refused = 0
@@ -92,6 +92,13 @@ class Picker:
         )
         self._holders.routed(chain, row, now)
         return self._place_of[row]
+
+    def warm(self, engines: Sequence[Engine], now: float) -> None:
+        """Learn, before the first request, what can be asked of engines that have served others before."""
+        for engine in engines:
+            self.scraped(engine, now)
+            if self.told is not None:
+                self.told.replayed(engine.place, engine.findable)
 
     def settle(self, served: Served, place: int, ended: float, now: float) -> None:
         """Hear, at `now`, that an answer was complete when it `ended`."""

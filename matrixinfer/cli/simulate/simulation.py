@@ -1,12 +1,14 @@
-"""One run: a trace through a picker and its engines, event by event in virtual time.
+"""One run: a trace through pickers and engines, event by event in virtual time.
 
-Events are arrivals, an engine's stretches of steps, scrapes, and answers that the picker hears of a little later. Nothing
-waits and nothing is drawn but from the seed, so that a run repeats exactly.
+Events are arrivals, an engine's stretches of steps, scrapes, and answers that the picker hears of a little later. Each request
+comes to one of the pickers by chance; all of them hear all engines' events, and none hears of the others. Nothing waits and
+nothing is drawn but from the seed, so that a run repeats exactly.
 """
 
 from __future__ import annotations
 
 import heapq
+import random
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from extproc.scheduling.config import Config
     from matrixinfer.cli.simulate.cluster import Cluster
+    from matrixinfer.cli.simulate.holders import Told
     from matrixinfer.cli.simulate.trace import Trace
 
 _TOLD_EVERY: Final = 1000  # requests between two words of progress
@@ -36,6 +39,7 @@ class Record:
     tpot_s: NDArray[np.float64]  # 0 for answers of one token
     cached: NDArray[np.int64]  # prompt tokens that the engine found in its cache
     place: NDArray[np.int64]  # engine
+    picker: NDArray[np.int64]  # that placed it; never -1
     busy_s: NDArray[np.float64]  # of each engine
     computed: NDArray[np.int64]  # prompt tokens that each engine computed
     preemptions: int
@@ -48,20 +52,28 @@ class _Run:
     def __init__(self, trace: Trace, cluster: Cluster, settings: Config, *, exact: bool, seed: int) -> None:
         self._trace = trace
         self._cluster = cluster
-        self.picker = Picker(settings, cluster, trace, exact=exact, seed=seed)
+        self._settings = settings
+        self._exact = exact
+        self._seed = seed
+        self._spread = random.Random(seed)  # noqa: S311 - chance for balance
+        self._listeners: list[Told] = []
+        self.pickers: list[Picker] = []
         self.engines = [
-            Engine(place, group, block_tokens=trace.block_tokens, listener=self.picker.told)
+            Engine(place, group, block_tokens=trace.block_tokens, listeners=self._listeners)
             for place, group in enumerate(cluster.each)
         ]
+        for _ in range(cluster.pickers):
+            self._join()
         n = len(trace)
+        self._joins = deque(sorted(int(share * n) for share in cluster.pickers_join_at))  # numbers of requests
         self.ttft = np.full(n, -1.0)
         self.tpot = np.full(n, -1.0)
         self.cached = np.full(n, -1, dtype=np.int64)
         self.place = np.full(n, -1, dtype=np.int64)
+        self.picker = np.zeros(n, dtype=np.int64)
         self.ended_s = 0.0
         self._wakes: list[tuple[float, int]] = []  # heap; an entry is good while the engine wakes at that time
         self._unsettled: deque[tuple[float, int, float, Request]] = deque()  # heard of at, place, ended, request
-        self._scrape_gap = cluster.scrape_interval_s / len(self.engines)  # one engine after the other
         self._scrape_at = 0.0
         self._scraped = 0
         self._quiet = 0  # scrapes in a row that found nothing to do
@@ -71,18 +83,33 @@ class _Run:
         trace = self._trace
         for number, at in enumerate(trace.at.tolist()):
             self._advance(at)
+            while self._joins and self._joins[0] <= number:
+                self._joins.popleft()
+                self._join().warm(self.engines, at)
             self._arrive(number, at)
             if number % _TOLD_EVERY == 0:
                 progress(number)
         self._advance(NEVER)
         progress(len(trace))
 
+    def _join(self) -> Picker:
+        """Start one more picker, which hears from now on what the others hear."""
+        picker = Picker(
+            self._settings, self._cluster, self._trace, exact=self._exact, seed=self._seed + len(self.pickers)
+        )
+        self.pickers.append(picker)
+        if picker.told is not None:
+            self._listeners.append(picker.told)
+        return picker
+
     def _arrive(self, number: int, now: float) -> None:
         trace = self._trace
         self._settle(now)
         chain = trace.chain(number)
         prompt, output = int(trace.prompt[number]), max(int(trace.output[number]), 1)
-        place = self.picker.place(number, chain, now)
+        one = self._spread.randrange(len(self.pickers)) if len(self.pickers) > 1 else 0
+        self.picker[number] = one
+        place = self.pickers[one].place(number, chain, now)
         if place is None:
             return
         engine = self.engines[place]
@@ -119,18 +146,23 @@ class _Run:
             self._scrape(until)
 
     def _scrape(self, until: float) -> None:
-        """Scrape one engine after the other; once all were found idle, nothing can change until something arrives."""
-        engines = self.engines
+        """Scrape one engine after the other, for one picker after the other.
+
+        Once all were found idle, nothing can change until something arrives.
+        """
+        engines, pickers = self.engines, self.pickers
+        gap = self._cluster.scrape_interval_s / (len(engines) * len(pickers))
         while self._scrape_at < until:
-            if self._quiet >= len(engines):
+            if self._quiet >= len(engines) * len(pickers):
                 self._scrape_at = until
                 self._quiet = 0
                 return
-            engine = engines[self._scraped]
-            self._scraped = (self._scraped + 1) % len(engines)
-            self.picker.scraped(engine, self._scrape_at)
-            self._quiet = 0 if engine.wakes_at != NEVER else self._quiet + 1
-            self._scrape_at += self._scrape_gap
+            self._scraped %= len(engines) * len(pickers)
+            picker, place = divmod(self._scraped, len(engines))
+            self._scraped += 1
+            pickers[picker].scraped(engines[place], self._scrape_at)
+            self._quiet = 0 if engines[place].wakes_at != NEVER else self._quiet + 1
+            self._scrape_at += gap
 
     def _ended(self, request: Request, place: int, now: float) -> None:
         number = request.number
@@ -145,7 +177,7 @@ class _Run:
         unsettled = self._unsettled
         while unsettled and unsettled[0][0] <= now:
             at, place, ended, request = unsettled.popleft()
-            self.picker.settle(request, place, ended, at)
+            self.pickers[self.picker[request.number]].settle(request, place, ended, at)
 
 
 def run(  # noqa: PLR0913 - what a run is made of
@@ -165,6 +197,7 @@ def run(  # noqa: PLR0913 - what a run is made of
         tpot_s=state.tpot,
         cached=state.cached,
         place=state.place,
+        picker=state.picker,
         busy_s=np.array([engine.busy_s for engine in state.engines]),
         computed=np.array([engine.computed_tokens for engine in state.engines]),
         preemptions=sum(engine.preemptions for engine in state.engines),
