@@ -23,6 +23,8 @@ from controllers import ir
 from controllers.gateway.reconcile import KEY, NAME, WATCHES, Reconciler
 from controllers.modelinfer import reconcile as modelinfer
 from controllers.modelinfer.gangs import Served
+from controllers.webhooks import reconcile as webhooks
+from controllers.webhooks.server import Webhooks
 from controllers.xds.publisher import Publisher
 from matrixinfer.api import kinds
 from matrixinfer.cluster import credentials, monitor
@@ -35,7 +37,7 @@ from matrixinfer.cluster.protocol import Forbidden, NotFound, Unavailable
 from matrixinfer.cluster.ratelimit import Rate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
     from matrixinfer.api.kinds import Kind
     from matrixinfer.cluster.protocol import Cluster
@@ -77,6 +79,20 @@ def modelinfer_loop(
 ) -> Loop:
     """Give the loop that makes the pods of ModelInfers, with what the cluster serves for gangs."""
     return Loop(cluster, modelinfer.controller(served), workers=_WORKERS, may_write=may_write, report=report)
+
+
+def webhooks_loop(
+    cluster: Cluster,
+    place: webhooks.Place,
+    server: Webhooks,
+    *,
+    may_write: Callable[[], bool] = lambda: True,
+    report: Callable[[str, float], None] = lambda _outcome, _seconds: None,
+) -> Loop:
+    """Give the loop that keeps the certificates which `server` shows."""
+    loop = Loop(cluster, webhooks.controller(place), publish=server.show, may_write=may_write, report=report)
+    loop.touch(webhooks.KEY)  # there may be nothing yet whose change would
+    return loop
 
 
 async def gangs_served(cluster: Cluster) -> Served:
@@ -136,8 +152,10 @@ async def _serve(options: argparse.Namespace) -> None:
     def led(leads: bool) -> None:  # noqa: FBT001 - an answer
         watched.leads.set(leads)
         if leads:
-            for loop in loops:
+            for loop in loops.values():
                 loop.refresh()
+            if webhooks.NAME in loops:
+                loops[webhooks.NAME].touch(webhooks.KEY)
 
     async with AsyncExitStack() as stack:
         server = ApiServer(
@@ -149,29 +167,37 @@ async def _serve(options: argparse.Namespace) -> None:
         cluster = await stack.enter_async_context(server)
         elector = Elector(cluster, candidate, changed=led)
         may_write = (lambda: elector.leads) if options.leader_elect else (lambda: True)
-        loops = [
-            await stack.enter_async_context(
-                gateway_loop(
-                    cluster, _gateway(options), *options.xds, may_write=may_write, report=watched.reconciled(NAME)
-                )
-            ),
-            modelinfer_loop(
+        gateway = gateway_loop(
+            cluster, _gateway(options), *options.xds, may_write=may_write, report=watched.reconciled(NAME)
+        )
+        loops = {
+            NAME: await stack.enter_async_context(gateway),
+            modelinfer.NAME: modelinfer_loop(
                 cluster,
                 await _once_there(cluster, stopping),
                 may_write=may_write,
                 report=watched.reconciled(modelinfer.NAME),
             ),
-        ]
-        for name, loop in zip((NAME, modelinfer.NAME), loops, strict=True):
+        }
+        if options.webhooks:
+            asked = Webhooks(watched.registry)
+            place = webhooks.Place(candidate.namespace, options.webhooks_name)
+            loops[webhooks.NAME] = webhooks_loop(
+                cluster, place, asked, may_write=may_write, report=watched.reconciled(webhooks.NAME)
+            )
+            watched.require(asked.problem)
+            listening = await stack.enter_async_context(asked.serve(*_socket("--webhooks", options.webhooks)))
+            log.info("webhooks on port %d", listening)
+        for name, loop in loops.items():
             watched.watch(name, loop)
         port = await stack.enter_async_context(monitor.serve(watched, options.metrics_host, options.metrics_port))
         log.info("following %s; metrics and health on port %d", access.server, port)
         standing = asyncio.create_task(elector.run() if options.leader_elect else asyncio.Event().wait())
-        await _run(loops, standing, stopping)
+        await _run(loops.values(), standing, stopping)
         await elector.release()  # by now nothing is being written
 
 
-async def _run(loops: Iterable[Loop], standing: asyncio.Task[object], stopping: asyncio.Event) -> None:
+async def _run(loops: Collection[Loop], standing: asyncio.Task[object], stopping: asyncio.Event) -> None:
     """Run until told to stop, or until a part ends that never should; let what is being worked on come to its end."""
     running = [asyncio.create_task(loop.run()) for loop in loops]
     told = asyncio.create_task(stopping.wait())
@@ -204,6 +230,13 @@ def _address(text: str) -> ir.Address:
     if not host or not port.isdecimal():
         raise ValueError(f"--picker {text}: must be unix:PATH or HOST:PORT")
     return ir.Address(host=host, port=int(port))
+
+
+def _socket(flag: str, text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"{flag} {text}: must be HOST:PORT")
+    return host, int(port)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -250,6 +283,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     gateway.add_argument("--fail-closed", action="store_true", help="answer 503 where the picker does not answer")
     gateway.add_argument("--envoy-module", action="store_true", help="Envoy has the project's module")
+    admission = parser.add_argument_group("admission")
+    admission.add_argument("--webhooks", default="", metavar="HOST:PORT", help="answer API servers here, over HTTPS")
+    admission.add_argument(
+        "--webhooks-name",
+        default=webhooks.NAME,
+        metavar="NAME",
+        help="of the Service, of the Secret with the certificates, and of the configuration",
+    )
     own = parser.add_argument_group("itself")
     own.add_argument("--metrics-host", default="0.0.0.0")
     own.add_argument("--metrics-port", type=int, default=9090)

@@ -27,6 +27,7 @@ class Monitor:
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self._loops: dict[str, Loop] = {}
+        self._needs: list[Callable[[], str]] = []
         self._requests = Counter(
             "matrixinfer_cluster_requests",
             "Requests to the API server, by verb, resource and HTTP status; 0: no answer came.",
@@ -74,6 +75,10 @@ class Monitor:
         """Show this loop's queue and connection, and wait for its world before being ready."""
         self._loops[name] = loop
 
+    def require(self, problem: Callable[[], str]) -> None:
+        """Be ready only while this says nothing."""
+        self._needs.append(problem)
+
     def request(self, verb: str, resource: str, code: int, seconds: float) -> None:
         """Count a request to the API server."""
         self._requests.labels(verb, resource, str(code)).inc()
@@ -91,7 +96,10 @@ class Monitor:
 
     def problems(self) -> list[str]:
         """Say what this process does not know yet."""
-        return [f"{name}: not everything has been listed yet" for name, loop in self._loops.items() if not loop.synced]
+        unsynced = [
+            f"{name}: not everything has been listed yet" for name, loop in self._loops.items() if not loop.synced
+        ]
+        return unsynced + [problem for need in self._needs if (problem := need())]
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import aiohttp
 
 from controllers.__main__ import _parser
+from controllers.webhooks.server import Webhooks
 from matrixinfer.cluster.loop import Controller, Loop, itself
 from matrixinfer.cluster.memory import MemoryCluster
 from matrixinfer.cluster.monitor import Monitor, serve
@@ -52,9 +53,9 @@ async def test_a_process_is_ready_when_it_knows_the_world_and_counts_what_it_doe
 
 
 def test_the_page_has_every_metric_and_flag():
-    metrics = {
-        f"{family.name}_total" if family.type == "counter" else family.name for family in Monitor().registry.collect()
-    }
+    registry = Monitor().registry
+    Webhooks(registry)
+    metrics = {f"{family.name}_total" if family.type == "counter" else family.name for family in registry.collect()}
     flags = {option for action in _parser()._actions for option in action.option_strings if option.startswith("--")}
 
     assert set(re.findall(r"^\| `(matrixinfer_\w+)`", PAGE, re.MULTILINE)) == metrics
