@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from matrixinfer.api import kinds
@@ -77,6 +77,7 @@ class Controller:
     watches: Mapping[Kind, Touches]
     # What to write when the cluster refuses what a plan wants and only a user can change that.
     refused: Callable[[Key, World, ClusterError, float], Plan] | None = None
+    namespaces: Mapping[Kind, str] = field(default_factory=dict)  # kinds of which one namespace is followed
 
 
 def itself(kind: Kind) -> Touches:
@@ -153,7 +154,10 @@ class Loop:
         self._may_write = may_write
         self._report = report
         self._queue: WorkQueue[Key] = queue or WorkQueue()
-        self._stores = {kind: Store(cluster, kind, draw=draw) for kind in controller.watches}
+        self._stores = {
+            kind: Store(cluster, kind, namespace=controller.namespaces.get(kind), draw=draw)
+            for kind in controller.watches
+        }
         self.world = World(self._stores)
         self._wake = asyncio.Event()
         self._news = asyncio.Event()  # a store has changed
@@ -204,6 +208,7 @@ class Loop:
         """Once the world is complete, turn its objects and their changes into keys."""
         for store in self._stores.values():
             await store.synced()
+        self._wake.set()
         for kind, touches in self._controller.watches.items():
             self._stores[kind].on_change(self._handler(touches))
 
@@ -220,7 +225,7 @@ class Loop:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._stopping:
-            key = self._queue.pop(loop.time())
+            key = self._queue.pop(loop.time()) if self.synced else None  # nothing is decided on half a world
             if key is None:
                 await self._wait(loop)
                 continue
@@ -231,7 +236,7 @@ class Loop:
 
     async def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         self._wake.clear()
-        due = self._queue.next_due()
+        due = self._queue.next_due() if self.synced else None
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), None if due is None else max(due - loop.time(), 0))
 
@@ -311,7 +316,7 @@ class Loop:
                     raise TypeError(f"{name} publishes, but its loop was built without `publish`")
                 self._publish(value)
 
-    async def _perform_together(self, actions: Iterable[Apply | Delete], written: list[_Written]) -> None:
+    async def _perform_together(self, actions: Iterable[Apply | ApplyStatus | Delete], written: list[_Written]) -> None:
         """Perform all of them, then raise the first error."""
         room = asyncio.Semaphore(_AT_ONCE)
 

@@ -70,7 +70,7 @@ class Publish:
 class Together:
     """Do these at once, in any order; what follows waits for all of them, and is not done if one of them fails."""
 
-    actions: tuple[Apply | Delete, ...]
+    actions: tuple[Apply | ApplyStatus | Delete, ...]
 
 
 Action = Apply | ApplyStatus | SetStatus | Delete | Emit | Publish | Together
