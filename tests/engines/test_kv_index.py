@@ -22,7 +22,10 @@ from extproc.scheduling.endpoints import Endpoint, EndpointTable
 from extproc.tokens import chain
 from tests.local.waiting import eventually
 
-pytestmark = pytest.mark.engines
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.skipif("VLLM_URL" not in os.environ, reason="VLLM_URL names no live vLLM"),
+]
 URL = os.environ.get("VLLM_URL", "")
 ROW = np.zeros(1, dtype=np.intp)
 

@@ -35,7 +35,7 @@ def test_the_default_document_is_complete():
         ("recent-failure-filter", 1.0),
         ("bounded-load-filter", 1.0),
         ("prefix-cache-scorer", 3.0),
-        ("least-request-scorer", 2.0),
+        ("least-request-scorer", 3.0),
         ("load-aware-scorer", 1.0),
         ("kv-cache-utilization-scorer", 1.0),
         ("no-hit-lru-scorer", 0.6),
