@@ -16,12 +16,14 @@ import msgspec
 import numpy as np
 
 from extproc import errors
+from extproc.kvcache.exact import homeless
 from extproc.prefilling.plan import Asked
 from extproc.prefilling.story import Prefilling
 from extproc.requests import parse, paths, rewrite
 from extproc.scheduling.framework import Cycle
 from extproc.traffic import latency, listing
 from extproc.traffic.ledger import Sent
+from extproc.traffic.limits.limiter import Limiter
 from extproc.traffic.routes import RouteTable
 from extproc.types import Aside, Call, Decision, Reply, Unread
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from extproc.scheduling.scheduler import Result, Scheduler, Trace
     from extproc.tokens.text import PrefixBlocks
     from extproc.traffic.ledger import Ledger, Settlement
+    from extproc.traffic.limits.limiter import Headers
+    from extproc.traffic.limits.rules import Limits
     from extproc.traffic.pools import Pools
     from extproc.traffic.routes import Placement
     from extproc.types import Errand, HttpRequest, InferenceRequest, Outcome, Prefix, Story
@@ -112,6 +116,9 @@ class Director:
         self._remembered = remembered
         self._witness = witness
         self._listing = listing.listing(())
+        if world.exact is not None:
+            world.exact.on_emptied = world.index.forget  # what was learned of it is as old as what it told
+        self.limiter = Limiter()
         self.prefilling = Prefilling(table=world.table, pools=world.pools, ledger=world.ledger)
 
     def use_routes(self, routes: RouteTable) -> None:
@@ -130,6 +137,14 @@ class Director:
 
     def decide(self, http: HttpRequest) -> Story:
         """Tell where the request goes: a generator that yields what it has to wait for. Raises Rejection."""
+        ticket = http.ticket or self._tickets()
+        try:
+            return (yield from self._decided(http, ticket))
+        except BaseException:  # refused, withdrawn, or a bug: it goes nowhere
+            self.limiter.cancel(ticket, self._clock())
+            raise
+
+    def _decided(self, http: HttpRequest, ticket: str) -> Story:
         if http.method == "GET" and (listed := self._listed(http.path)) is not None:
             return listed
         request = parse.parse(http)
@@ -142,7 +157,10 @@ class Director:
         body, usage = rewrite.rewritten(
             request, model=placement.model if placement.model != request.model else None, usage=self._ask_usage
         )
-        ticket = http.ticket or self._tickets()
+        told: Headers = ()
+        limits = self.routes.limits.get(placement.route)
+        if limits is not None:
+            told = self._reserve(limits, request, http, ticket)
 
         def fresh() -> Cycle:
             rows = self._candidates(request, placement)
@@ -171,6 +189,7 @@ class Director:
             usage=usage,
             explanation=explanation(record) if request.explain else "",
             headers=split.headers if split is not None else (),
+            told=told,
         )
 
     def settle(self, outcome: Outcome) -> Settlement | None:
@@ -178,6 +197,7 @@ class Director:
         now = self._clock()
         settlement = self._world.ledger.settle(outcome, now)
         if settlement is not None:
+            self.limiter.settle(settlement, now)
             self._learn(settlement)
             latency.learn(self._world.table, settlement, now)
             self._remember_end(settlement)
@@ -189,9 +209,12 @@ class Director:
 
     def expire(self) -> list[Settlement]:
         """Give up what can no longer be settled; to be called every few seconds."""
-        lost = self._world.ledger.expire(self._clock())
+        now = self._clock()
+        lost = self._world.ledger.expire(now)
         for settlement in lost:
+            self.limiter.settle(settlement, now)
             self._remember_end(settlement)
+        self.limiter.prune(now)
         return lost
 
     def endpoint_left(self, row: int) -> None:
@@ -242,6 +265,13 @@ class Director:
         roles = self.prefilling.roles(server, self.routes.servers.get(server), self._scheduler.disaggregation)
         return roles is None or len(roles.decode) > 0
 
+    def _reserve(self, limits: Limits, request: InferenceRequest, http: HttpRequest, ticket: str) -> Headers:
+        """Charge what the request may take; returns what its answer tells of it."""
+        charges = self.limiter.charges(limits, request, tenant=http.tenant, key=http.key)
+        if not charges:
+            return ()
+        return self.limiter.admit(ticket, charges, route=limits.route, choices=request.choices, now=self._clock())
+
     def _candidates(self, request: InferenceRequest, placement: Placement) -> NDArray[np.intp]:
         """Rows of the target's endpoints that are ready, in the gateway's subset, and have the adapter if some do."""
         rows = self._world.pools.ready(placement.server)
@@ -262,12 +292,14 @@ class Director:
         self, request: InferenceRequest, rows: NDArray[np.intp], prefix: Prefix, *, now: float, engine_model: str
     ) -> Cycle:
         index, exact, chain = self._world.index, self._world.exact, prefix.hashes
-        weighted = cached = None
+        weighted = cached = home = None
         if exact is None or not prefix.exact:
             matched = index.match(chain, rows)
         else:
             learned = None if exact.covers(rows) else index.match(chain, rows)
             matched, weighted, cached = exact.held(chain, rows, tokens=prefix.tokens, learned=learned)
+            if homeless(matched, len(chain)):
+                home = index.match(chain, rows) if learned is None else learned
         return Cycle(
             request=request,
             table=self._world.table,
@@ -275,6 +307,7 @@ class Director:
             matched=matched,
             weighted=weighted,
             cached_tokens=cached,
+            home=home,
             blocks=len(chain),
             now=now,
             draw=self._draw,

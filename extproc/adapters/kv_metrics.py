@@ -60,7 +60,7 @@ def metrics(exact: ExactIndex, events: KvEvents) -> Iterable[Metric]:
         ("event",),
     )
     followed = [one for many in events.following.values() for one in many]
-    whole = sum(one.member.up and one.member.stream.complete for one in followed)
+    whole = sum(one.member.up and one.member.stream.whole for one in followed)
     down = sum(not one.member.up for one in followed)
     yield telemetry.labelled_gauge(
         "matrixinfer_kv_streams",

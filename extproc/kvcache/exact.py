@@ -18,7 +18,7 @@ from extproc.kvcache.replica import Chain, Replica, ReplicaCounts
 from extproc.kvcache.stream import Apply, Ask, Reset, Stream, StreamCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -57,8 +57,11 @@ class Member:
             if isinstance(step, Apply):
                 if self.replica.apply(step.batch):
                     self.stream.complete = True
+                    self._owner.on_emptied(self.row)
             elif isinstance(step, Reset):
                 self.replica.reset()
+                if step.anew:
+                    self._owner.on_emptied(self.row)
             else:
                 asks.append(step)
         self._owner.changed(self.row)
@@ -92,6 +95,7 @@ class ExactIndex:
         self.chain = chain
         self.weights = weights
         self.expected_s = expected_s
+        self.on_emptied: Callable[[int], None] = _nobody  # called with the row of an endpoint that lost all it held
         self._members: dict[int, list[Member]] = {}  # by row
         self._slot: NDArray[np.int64] = np.zeros(64, dtype=np.int64)  # by row: its only slot, or one of _NONE, _SEVERAL
         self._unit: NDArray[np.int64] = np.ones(64, dtype=np.int64)  # by row: our blocks in one of the engine's
@@ -147,7 +151,7 @@ class ExactIndex:
         heard = [member for member in self._members.get(row, ()) if member.stream.started]
         groups = [group for member in heard for group in member.replica.groups.values() if group.matters]
         slot, unit, cut = _NONE, 1, 1
-        whole = bool(heard) and all(member.up and member.alone and member.stream.complete for member in heard)
+        whole = bool(heard) and all(member.up and member.alone and member.stream.whole for member in heard)
         if groups:
             cut = math.lcm(*(group.block_tokens for group in groups))
             slot, unit = _SEVERAL, 1
@@ -270,6 +274,20 @@ class ExactIndex:
         self._cut = np.concatenate([self._cut, np.ones(more, dtype=np.int64)])
         self._empty = np.concatenate([self._empty, np.zeros(more, dtype=np.bool_)])
         self._partial = np.concatenate([self._partial, np.ones(more, dtype=np.bool_)])
+
+
+def _nobody(_row: int) -> None:
+    """Hear that an endpoint lost all it held."""
+
+
+def homeless(matched: NDArray[np.int64], blocks: int) -> bool:
+    """Tell whether no candidate holds half of a prefix of `blocks`: then it matters where earlier requests took it.
+
+    Engines forget; whoever follows their events alone forgets with them, and scatters the next requests for a prefix that was
+    given up. Each of them computes it somewhere else, which pushes out other prefixes in turn. What was learned of our own
+    decisions outlasts that: the prefix has a home, to which it comes back.
+    """
+    return bool(2 * int(matched.max(initial=0)) < blocks)
 
 
 def _words(hashes: Sequence[int]) -> NDArray[np.uint64]:

@@ -30,6 +30,8 @@ class Apply(NamedTuple):
 class Reset(NamedTuple):
     """What is known of the engine is wrong: forget it."""
 
+    anew: bool = False  # it started anew, and has nothing of what it had
+
 
 class Ask(NamedTuple):
     """Ask the engine for its batches from this number on."""
@@ -77,6 +79,11 @@ class Stream:
     def waiting(self) -> bool:
         """True while a replay is on its way."""
         return self._asked is not None
+
+    @property
+    def whole(self) -> bool:
+        """True while all is known of the engine: every batch since its start was applied, and none waits for a replay."""
+        return self.complete and self._asked is None
 
     def begin(self) -> list[Step]:
         """Return what to do first, once new batches are listened to: at the start, and when the connection is made again."""
@@ -218,4 +225,4 @@ class Stream:
         self._counts.restarts += 1
         self._next = None
         self.complete = self._doubted = False
-        return Reset()
+        return Reset(anew=True)

@@ -33,7 +33,7 @@ class Clock:
 class Stage:
     """One ModelServer `ns/engines` behind one ModelRoute `ns/demo`."""
 
-    def __init__(self, addresses=ADDRESSES, document=None, route=None, model=None):
+    def __init__(self, addresses=ADDRESSES, document=None, route=None, model=None, exact=None):
         self.table = EndpointTable()
         for address in addresses:
             self.table.upsert(Endpoint(address, f"ns/{address}", "vLLM"))
@@ -45,7 +45,7 @@ class Stage:
         self.clock = Clock()
         tickets = itertools.count()
         self.director = Director(
-            World(self.table, self.pools, self.ledger, self.index),
+            World(self.table, self.pools, self.ledger, self.index, exact),
             scheduler=a_scheduler(document),
             blocks=TextBlocks(),
             clock=self.clock,

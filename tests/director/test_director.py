@@ -3,11 +3,13 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from extproc import errors
 from extproc.types import Decision, HttpRequest, Reply, Usage
 from tests.director.stage import ADDRESSES, Stage, a_chat, a_route, an_outcome, words
+from tests.kvcache.builders import Engine, an_index
 
 
 def test_a_chat_is_placed_on_an_endpoint_with_fallbacks_behind_it():
@@ -184,3 +186,20 @@ def test_a_refused_request_leaves_no_trace():
             stage.decide(HttpRequest("POST", "/v1/chat/completions", {}, body))
 
     assert (sum(stage.inflight()), len(stage.ledger), len(stage.director.recent)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("loss", ["restart", "clear"])
+def test_what_was_learned_of_an_engine_is_forgotten_when_its_events_say_that_it_lost_all(loss):
+    exact = an_index()
+    stage = Stage(exact=exact)
+    engine = Engine(exact, row=1)
+    engine.publish(engine.stored(range(8)))
+    for row in (0, 1):
+        stage.index.learn([11, 12, 13], row)
+    if loss == "restart":
+        engine.restart()
+        engine.publish(engine.stored(range(4)))
+    else:
+        engine.publish(engine.cleared())
+
+    assert stage.index.match([11, 12, 13], np.array([0, 1])).tolist() == [3, 0]

@@ -205,6 +205,7 @@ def test_a_gap_is_filled_by_replay():
     engine.publish(engine.stored(range(8), first=1), lose=True)
     engine.publish(engine.stored(range(12), first=2))
     assert len(engine.asks) == 1
+    assert not index.exact(0)
     engine.publish(engine.stored(range(16), first=3))
     engine.answer_all()
 
