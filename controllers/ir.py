@@ -135,6 +135,7 @@ class IR:
     gateway: Gateway
     backends: tuple[Backend, ...] = ()
     models: tuple[Model, ...] = ()
+    limited: bool = False  # some route has limits, of which answers tell
 
 
 @dataclass(frozen=True, slots=True)

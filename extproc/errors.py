@@ -23,6 +23,7 @@ class Rejection(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.headers: tuple[tuple[str, str], ...] = ()  # further ones of the answer
 
 
 class BadRequest(Rejection):
@@ -91,6 +92,20 @@ class Saturated(Rejection):
     reason = "saturated"
     type = "rate_limit_exceeded"
     code = "saturated"
+
+
+class LimitReached(Rejection):
+    """A limit of the route or of the caller leaves no room."""
+
+    status = 429
+    reason = "limit-reached"
+    type = "rate_limit_exceeded"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: int, headers: tuple[tuple[str, str], ...]) -> None:
+        """`headers` tell what is left of the limits."""
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.headers = headers
 
 
 class PrefillFailed(Rejection):

@@ -41,6 +41,8 @@ class HttpRequest(NamedTuple):
     body: bytes
     subset: tuple[str, ...] | None = None  # "ip:port" that the gateway allows; None: all
     ticket: str = ""  # what the gateway has been told already to call it; "": nothing
+    tenant: str = ""  # as the gateway vouches for it; "": nobody known
+    key: str = ""  # name of the API key, likewise
 
 
 class InferenceRequest(NamedTuple):
@@ -60,6 +62,7 @@ class InferenceRequest(NamedTuple):
     body: bytes
     explain: bool = False
     subset: tuple[str, ...] | None = None
+    choices: int = 1  # answers that it asks for
 
 
 class Prefix(NamedTuple):
@@ -90,6 +93,7 @@ class Decision(NamedTuple):
     usage: Usage = Usage.AS_IS
     explanation: str = ""  # compact JSON for a client that asked
     headers: tuple[tuple[str, str], ...] = ()  # set on the request beside the picker's own
+    told: tuple[tuple[str, str], ...] = ()  # set on the answer: what limits leave
 
 
 class Reply(NamedTuple):

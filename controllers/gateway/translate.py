@@ -94,6 +94,7 @@ def translate(
         gateway=gateway,
         backends=tuple(_backend(server) for _, server in sorted(found.items())),
         models=_models([route for route in taken.values() if not route.spec.parent_refs], found),
+        limited=any(route.spec.rate_limit is not None for route in taken.values()),
     )
     return Translation(config, found, taken, invalid)
 

@@ -58,8 +58,11 @@ MODEL = "x-matrixinfer-model"  # set by our filters while the picker is away
 HEALTH_PATHS = ("/healthz", "/readyz")
 
 
-def frame(gateway: ir.Gateway, models: tuple[str, ...]) -> RouteConfiguration:
-    """Build everything but the entries of the two maps, which `filled` adds; `models` are the names to list."""
+def frame(gateway: ir.Gateway, models: tuple[str, ...], told: tuple[str, ...] = ()) -> RouteConfiguration:
+    """Build everything but the entries of the two maps, which `filled` adds.
+
+    `models` are the names to list; `told` the headers that answers get of the picker, beside its decision.
+    """
     limits = gateway.limits
     if gateway.picker.fail_open:
         otherwise = _then(*_reserved(), _not_yet(limits), _model_list(models, limits), _unknown_model(limits))
@@ -84,15 +87,18 @@ def frame(gateway: ir.Gateway, models: tuple[str, ...]) -> RouteConfiguration:
             "x-envoy-internal",
         ],
         response_headers_to_add=[
-            HeaderValueOption(
-                header=HeaderValue(
-                    key=dataplane.DECISION,
-                    value=f"%DYNAMIC_METADATA({dataplane.METADATA}:{dataplane.EXPLANATION})%",
-                ),
-                append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
-            )
+            _told(dataplane.DECISION, dataplane.EXPLANATION),
+            *(_told(name, name) for name in told),
         ],
         max_direct_response_body_size_bytes=1024 * 1024,
+    )
+
+
+def _told(header: str, key: str) -> HeaderValueOption:
+    """Set a header of the answer to what the picker says; where it says nothing, there is none."""
+    return HeaderValueOption(
+        header=HeaderValue(key=header, value=f"%DYNAMIC_METADATA({dataplane.METADATA}:{key})%"),
+        append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
     )
 
 

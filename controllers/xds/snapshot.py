@@ -93,7 +93,8 @@ class Builder:
                 named = {(share.namespace, share.name) for rule in model.rules for share in rule.shares}
                 known = tuple(backends[name] for name in sorted(named & backends.keys()))
                 models[model.name] = encoder.part(routes.unpicked, model, known, limits)
-        frame = encoder.part(routes.frame, config.gateway, tuple(model.name for model in config.models))
+        names = tuple(model.name for model in config.models)
+        frame = encoder.part(routes.frame, config.gateway, names, dataplane.LIMITS if config.limited else ())
         if (frame, targets, models) != self._last_routes[0]:
             packed_routes = any_pb2.Any(type_url=RDS, value=routes.filled(frame, targets, models))
             self._last_routes = ((frame, targets, models), _resource(packed_routes.SerializeToString()))

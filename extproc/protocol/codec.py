@@ -229,6 +229,8 @@ def decided(
         ours += _string_entry(_USAGE, decision.usage.value.encode())
     if decision.explanation:
         ours += _string_entry(_EXPLANATION, decision.explanation.encode("utf-8", "replace"))
+    for name, value in decision.told:
+        ours += _string_entry(_head(name), value.encode())
     metadata = field(_METADATA, lb + _struct_entry(_OURS, ours))
     common = field(_HEADER_MUTATION, mutation) + (_CLEAR_ROUTE_CACHE if reroute else b"")
     outer = _REQUEST_HEADERS if at_headers else _REQUEST_BODY
@@ -290,6 +292,7 @@ def refusal(rejection: Rejection) -> Reply:
     headers = [("content-type", "application/json"), (dataplane.REASON, rejection.reason)]
     if rejection.retry_after_s is not None:
         headers.append(("retry-after", str(rejection.retry_after_s)))
+    headers += rejection.headers
     return Reply(
         status=rejection.status,
         body=json.dumps({"error": error}).encode(),

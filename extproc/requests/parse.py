@@ -24,6 +24,7 @@ _ABSENT: Final = msgspec.Raw()
 _NULL: Final = b"null"
 _CHARS_PER_TOKEN: Final = 4
 _SHOWN: Final = 200  # characters of a client's value that a message repeats
+_MOST_DIGITS: Final = 9  # of `n`
 _BOM: Final = b"\xef\xbb\xbf"
 # An image as data URL: its bytes are no text, so they do not count as prompt tokens.
 _EMPTY_LIST: Final = re.compile(rb"\[\s*\]")
@@ -47,6 +48,7 @@ class Body(msgspec.Struct):
     max_completion_tokens: int | float | None = None
     max_output_tokens: int | float | None = None
     cache_salt: str | None = None
+    n: msgspec.Raw = _ABSENT
     messages: msgspec.Raw = _ABSENT
     prompt: msgspec.Raw = _ABSENT
     prompt_embeds: msgspec.Raw = _ABSENT
@@ -116,6 +118,7 @@ def parse(http: HttpRequest) -> InferenceRequest:
         body=raw,
         explain=headers.get(dataplane.EXPLAIN) == "1",
         subset=http.subset,
+        choices=_choices(body.n),
     )
 
 
@@ -193,6 +196,12 @@ def _bound(body: Body) -> int | None:
                 raise errors.BadRequest(f"{name}: expected an integer, got {value}", param=name)
             return int(value)
     return None
+
+
+def _choices(value: msgspec.Raw) -> int:
+    """Return how many answers are asked for; what is no number of them is the engine's to refuse."""
+    raw = bytes(value)
+    return max(int(raw), 1) if raw.isdigit() and len(raw) <= _MOST_DIGITS else 1
 
 
 def _prefix(body: Body, shape: paths.Shape) -> tuple[bytes, int | None]:

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from extproc import errors
+from extproc.traffic.limits import rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,6 +65,7 @@ class RouteTable:
     routes: tuple[Route, ...] = ()  # oldest first
     skipped: Mapping[str, str] = field(default_factory=dict)  # route -> why it is not served
     servers: Mapping[str, networking.ModelServer] = field(default_factory=dict)  # by "namespace/name"
+    limits: Mapping[str, rules.Limits] = field(default_factory=dict)  # by route; those that have some
     _bases: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
     _adapters: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
 
@@ -92,7 +94,12 @@ class RouteTable:
             for adapter in route.spec.lora_adapters:
                 adapters[adapter] = (*adapters.get(adapter, ()), route)
         named = {f"{server.metadata.namespace}/{server.metadata.name}": server for server in servers}
-        return cls(ordered, skipped, named, bases, adapters)
+        limits = {
+            route.key: found
+            for route in ordered
+            if (found := rules.of_route(route.key, route.spec.rate_limit)) is not None
+        }
+        return cls(ordered, skipped, named, limits, bases, adapters)
 
     def knows(self, model: str) -> bool:
         """Tell whether a route names `model`."""

@@ -19,6 +19,8 @@ SERVED: Final = "x-gateway-destination-endpoint-served"
 
 # Request header, set by the picker only and never sent on: the ModelServer ("namespace/name") whose route applies.
 TARGET: Final = "x-matrixinfer-target"
+# Request header, set by Envoy only and never sent on: the model that it read in the body, where it had to.
+MODEL: Final = "x-matrixinfer-model"
 # Request header of a client that asks for the decision; response header that carries it (compact JSON).
 EXPLAIN: Final = "x-matrixinfer-explain"
 DECISION: Final = "x-matrixinfer-decision"
@@ -34,6 +36,10 @@ USAGE_CHUNKS: Final = "usage_chunks"  # what to do with usage that the client di
 HIDE_ALL: Final = "hide-all"  # drop the final usage-only chunk, and usage inside other chunks
 HIDE_RUNNING: Final = "hide-running"  # the client asked for final usage: strip it from the other chunks only
 EXPLANATION: Final = "decision"  # becomes the response header DECISION
+# What a route's limits leave: each is the name of a response header, and the key of its value.
+LIMITS: Final = tuple(
+    f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")
+)
 
 # Dynamic metadata that Envoy itself writes, for the access log.
 USAGE_METADATA: Final = "matrixinfer.usage"  # numbers: prompt_tokens, completion_tokens, cached_tokens; string: model
@@ -42,6 +48,14 @@ TIMING_METADATA: Final = (
 )
 SERVED_METADATA: Final = "matrixinfer.served"  # host: "ip:port" that the load balancer really used
 REQUEST_METADATA: Final = "matrixinfer.request"  # model: read by Envoy when the picker is away (fail open)
+ACCESS_METADATA: Final = "matrixinfer.access"  # who asks, where an AccessPolicy is in force; told to the picker
+TENANT: Final = "tenant"  # string: in whose name
+ALLOWED: Final = "models"  # list of strings, for GET /v1/models: the served names that the caller may use
+CERTIFICATE: Final = "certificate"  # string: the same, if a client's certificate says so
+CLIENT: Final = "client"  # string, between Envoy's filters: ",policy,policy,|client" of an API key
+
+# Paths that Envoy answers by itself, to anybody.
+HEALTH_PATHS: Final = ("/healthz", "/readyz")
 
 # Pod annotation: the port of this pod's engine where it differs from the ModelServer's workloadPort.
 PORT_ANNOTATION: Final = "networking.matrixinfer.ai/port"
