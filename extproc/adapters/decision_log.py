@@ -59,6 +59,7 @@ class _Decided(NamedTuple):
     matched: NDArray[np.int64]
     weighted: NDArray[np.float64] | None
     cached: NDArray[np.int64] | None
+    home: NDArray[np.int64] | None
     result: Result
 
 
@@ -97,6 +98,7 @@ class DecisionLog:
             matched=cycle.matched,
             weighted=cycle.weighted,
             cached=cycle.cached_tokens,
+            home=cycle.home,
             result=result,
         )
         self._queue.append(decided)
@@ -219,6 +221,8 @@ def _decision(one: _Decided) -> dict[str, Any]:
         line["weighted"] = one.weighted
     if one.cached is not None:
         line["cached_tokens"] = one.cached
+    if one.home is not None:
+        line["home"] = one.home
     if one.result.trace is not None:
         trace = one.result.trace
         line["profile"] = trace.profile

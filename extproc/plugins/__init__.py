@@ -80,7 +80,12 @@ DEFAULT: Final = {
         {"type": "bounded-load-filter", "parameters": {"loadFactor": 2.0, "minRequests": 16}},
         {
             "type": "prefix-cache-scorer",
-            "parameters": {"minTrunkShare": 0.5, "minTrunkTokens": 512, "minContinuationScore": 0.5},
+            "parameters": {
+                "minTrunkShare": 0.5,
+                "minTrunkTokens": 512,
+                "minContinuationScore": 0.5,
+                "homeWeight": 0.5,
+            },
         },
         {"type": "least-request-scorer", "parameters": {"scaleRequests": 10}},
         {"type": "load-aware-scorer", "parameters": {"threshold": 32}},

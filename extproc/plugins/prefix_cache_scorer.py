@@ -10,6 +10,8 @@ import numpy as np
 from extproc.scheduling.framework import parameter
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from extproc.scheduling.few import Few
@@ -36,6 +38,11 @@ class PrefixCacheScorer:
     `minContinuationScore` 0 (0.5): an earlier request that this one goes on from (trunk < m < b: it ended there, and
     this one has more) scores at least this. It is the next turn of a conversation, and the engine holds the answer
     in between, too, of which we know nothing.
+    `homeWeight` 0 (0.5): where no candidate holds half of the prefix, an endpoint to which earlier requests took it scores
+    so much of what it would score if it had kept it. Engines that give prefixes up would else have them scattered; see
+    `kvcache.exact.homeless`. Half: a home is left sooner than a hit, for nothing is lost there that was not lost before; with
+    1, hot prefixes that just fit queue at home. Without engines' events there is no difference, as nothing tells what was
+    given up.
     Source: llm-d's prefix-cache-scorer.
     """
 
@@ -43,7 +50,7 @@ class PrefixCacheScorer:
 
     @dataclass(frozen=True, slots=True)
     class Params:
-        """Upstream's parameters, and three of ours."""
+        """Upstream's parameters, and four of ours."""
 
         match_length_weight: float = parameter(0.0, minimum=0, maximum=1)
         match_length_scale_tokens: int = parameter(8192, minimum=1)
@@ -51,31 +58,49 @@ class PrefixCacheScorer:
         min_trunk_share: float = parameter(0.0, minimum=0, maximum=1)
         min_trunk_tokens: int = parameter(64, minimum=0)
         min_continuation_score: float = parameter(0.0, minimum=0, maximum=1)
+        home_weight: float = parameter(0.0, minimum=0, maximum=1)
 
     def __init__(self, params: Params) -> None:
         self.params = params
 
     def score(self, cycle: Cycle) -> NDArray[np.float64]:
         """Return the scores, shape (n,)."""
-        if not np.count_nonzero(cycle.matched):
+        score = self._scored(cycle, cycle.matched, cycle.matched if cycle.weighted is None else cycle.weighted)
+        if cycle.home is None or not self.params.home_weight:
+            return score
+        return np.maximum(score, self.params.home_weight * self._scored(cycle, cycle.home, cycle.home))
+
+    def score_few(self, cycle: Few) -> list[float]:
+        """Do the same for few."""
+        scores = self._scored_few(cycle, cycle.matched, cycle.matched if cycle.weighted is None else cycle.weighted)
+        weight = self.params.home_weight
+        if cycle.home is None or not weight:
+            return scores
+        return [
+            max(a, weight * b) for a, b in zip(scores, self._scored_few(cycle, cycle.home, cycle.home), strict=True)
+        ]
+
+    def _scored(
+        self, cycle: Cycle, matched: NDArray[np.int64], weighted: NDArray[np.int64] | NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        if not np.count_nonzero(matched):
             return np.zeros(len(cycle.rows))
         params = self.params
-        ratio = (cycle.matched if cycle.weighted is None else cycle.weighted) / cycle.blocks
+        ratio: NDArray[np.float64] = weighted / cycle.blocks
         score = ratio
         if params.match_length_weight:
             length = np.minimum(ratio * (cycle.request.prompt_tokens / params.match_length_scale_tokens), 1.0)
             score = params.match_length_weight * length * length + (1.0 - params.match_length_weight) * ratio
         trunk = score
         if params.min_trunk_share or params.min_trunk_tokens:
-            trunk = score * (cycle.matched >= least_match(cycle, params.min_trunk_share, params.min_trunk_tokens))
-        goes_on = (cycle.matched > cycle.trunk) & (cycle.matched < cycle.blocks)
+            trunk = score * (matched >= least_match(cycle, params.min_trunk_share, params.min_trunk_tokens))
+        goes_on = (matched > cycle.trunk) & (matched < cycle.blocks)
         if np.count_nonzero(goes_on):
             return np.where(goes_on, np.maximum(score, params.min_continuation_score), trunk)
         return trunk
 
-    def score_few(self, cycle: Few) -> list[float]:
-        """Do the same for few."""
-        if not any(cycle.matched):
+    def _scored_few(self, cycle: Few, matched: Sequence[int], weighted: Sequence[float]) -> list[float]:
+        if not any(matched):
             return [0.0] * len(cycle.rows)
         params = self.params
         least = 0.0
@@ -84,15 +109,14 @@ class PrefixCacheScorer:
         tokens = cycle.request.prompt_tokens / params.match_length_scale_tokens
         weight = params.match_length_weight
         scores = []
-        held = cycle.matched if cycle.weighted is None else cycle.weighted
-        for matched, weighted in zip(cycle.matched, held, strict=True):
-            score = ratio = weighted / cycle.blocks
+        for held, weighed in zip(matched, weighted, strict=True):
+            score = ratio = weighed / cycle.blocks
             if weight:
                 length = min(ratio * tokens, 1.0)
                 score = weight * length * length + (1.0 - weight) * ratio
-            if cycle.trunk < matched < cycle.blocks:
+            if cycle.trunk < held < cycle.blocks:
                 score = max(score, params.min_continuation_score)
-            elif matched < least:
+            elif held < least:
                 score = 0.0
             scores.append(score)
         return scores

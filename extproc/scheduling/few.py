@@ -38,6 +38,7 @@ class Few(NamedTuple):
     peer: int | None
     weighted: list[float] | None = None
     cached_tokens: list[int] | None = None
+    home: list[int] | None = None
 
     def narrowed(self, keep: Sequence[bool]) -> Few:
         """Return the cycle over the candidates that `keep` (length n) marks."""
@@ -46,13 +47,14 @@ class Few(NamedTuple):
             matched=list(compress(self.matched, keep)),
             weighted=None if self.weighted is None else list(compress(self.weighted, keep)),
             cached_tokens=None if self.cached_tokens is None else list(compress(self.cached_tokens, keep)),
+            home=None if self.home is None else list(compress(self.home, keep)),
         )
 
 
 def few(cycle: Cycle) -> Few:
     """Return the same cycle as lists."""
-    request, table, rows, matched, *rest, weighted, cached = cycle
-    lists = (None if weighted is None else weighted.tolist(), None if cached is None else cached.tolist())
+    request, table, rows, matched, *rest, weighted, cached, home = cycle
+    lists = (None if one is None else one.tolist() for one in (weighted, cached, home))
     return Few._make((request, table, rows.tolist(), matched.tolist(), *rest, *lists))
 
 

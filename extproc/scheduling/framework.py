@@ -41,6 +41,7 @@ class Cycle(NamedTuple):
     peer: int | None = None  # row of the endpoint that another profile has chosen for this request
     weighted: NDArray[np.float64] | None = None  # `matched`, each block weighed by its tier; None: all weigh 1
     cached_tokens: NDArray[np.int64] | None = None  # each engine will report so many, -1: not known; None: none is
+    home: NDArray[np.int64] | None = None  # blocks that requests took there, held still or not; None: hits decide alone
 
     def narrowed(self, keep: NDArray[np.bool_]) -> Cycle:
         """Return the cycle over the candidates that `keep` (shape (n,)) marks."""
@@ -49,6 +50,7 @@ class Cycle(NamedTuple):
             matched=self.matched[keep],
             weighted=None if self.weighted is None else self.weighted[keep],
             cached_tokens=None if self.cached_tokens is None else self.cached_tokens[keep],
+            home=None if self.home is None else self.home[keep],
         )
 
 

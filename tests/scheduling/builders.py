@@ -93,7 +93,7 @@ def a_table(*endpoints):
     return table
 
 
-def a_cycle(*endpoints, blocks=0, trunk=0, now=100.0, seed=0, request=None, engine_model=""):
+def a_cycle(*endpoints, blocks=0, trunk=0, now=100.0, seed=0, request=None, engine_model="", home=None):
     """A cycle over endpoints given by their facts, in table order."""
     table = a_table(*endpoints)
     return Cycle(
@@ -106,6 +106,7 @@ def a_cycle(*endpoints, blocks=0, trunk=0, now=100.0, seed=0, request=None, engi
         draw=random.Random(seed),
         trunk=trunk,
         engine_model=engine_model,
+        home=None if home is None else np.array(home, dtype=np.int64),
     )
 
 

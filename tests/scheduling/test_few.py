@@ -17,7 +17,7 @@ BOTH = [one for one in plugins.BUILTIN.types if any(hasattr(one, f"{role}_few") 
 PARAMS = {
     "prefix-cache-scorer": [
         {"match_length_weight": 0.7, "match_length_scale_tokens": 500},
-        {"min_trunk_share": 0.5, "min_trunk_tokens": 512, "min_continuation_score": 0.5},
+        {"min_trunk_share": 0.5, "min_trunk_tokens": 512, "min_continuation_score": 0.5, "home_weight": 0.5},
     ],
     "no-hit-lru-scorer": [{"min_trunk_share": 0.5, "min_trunk_tokens": 512}],
 }
@@ -35,6 +35,8 @@ def cycles(draw):
         getattr(table, name)[:size] = draw(st.lists(values, min_size=size, max_size=size))
     blocks = draw(st.integers(0, 40))
     matched = draw(st.lists(st.integers(0, blocks), min_size=len(rows), max_size=len(rows)))
+    homes = st.lists(st.integers(0, blocks), min_size=len(rows), max_size=len(rows))
+    home = draw(st.none() | homes)
     return Cycle(
         request=a_request(prompt_tokens=draw(st.integers(0, 2_000))),
         table=table,
@@ -44,6 +46,7 @@ def cycles(draw):
         now=float(draw(st.integers(0, 10))),
         draw=random.Random(1),
         trunk=draw(st.integers(0, blocks)),
+        home=None if home is None else np.array(home, dtype=np.int64),
     )
 
 

@@ -172,6 +172,7 @@ class _Replay:
             engine_model=line.engine_model,
             weighted=None if line.weighted is None else np.array(line.weighted, dtype=np.float64),
             cached_tokens=None if line.cached_tokens is None else np.array(line.cached_tokens, dtype=np.int64),
+            home=None if line.home is None else np.array(line.home, dtype=np.int64),
         )
 
 

@@ -65,6 +65,7 @@ class DecisionLine(msgspec.Struct):
     chain_tokens: int = 256
     weighted: list[float] | None = None
     cached_tokens: list[int] | None = None
+    home: list[int] | None = None
     profile: str = ""
     scored: list[str] = []
     scores: dict[str, list[float | None]] = {}
@@ -147,7 +148,8 @@ def _check(line: DecisionLine, where: str) -> None:
     if line.version != VERSION:
         raise BadInput(where, f"a decision log of version {line.version}; this matrixinfer reads version {VERSION}")
     n = len(line.endpoints)
-    aligned = {"matched": line.matched, **line.columns, "weighted": line.weighted, "cached_tokens": line.cached_tokens}
+    optional = {"weighted": line.weighted, "cached_tokens": line.cached_tokens, "home": line.home}
+    aligned = {"matched": line.matched, **line.columns, **optional}
     for name, column in aligned.items():
         if column is not None and len(column) != n:
             raise BadInput(where, f"{name} has {len(column)} entries for {n} endpoints")

@@ -9,6 +9,7 @@ import numpy as np
 
 from extproc.adapters import settings as deployment
 from extproc.kvcache.blocks import BlockIndex
+from extproc.kvcache.exact import homeless
 from extproc.kvcache.index import PrefixIndex
 from extproc.plugins.precise_prefix_cache_producer import seconds
 
@@ -29,6 +30,12 @@ class Holders(Protocol):
 
     def match(self, chain: Sequence[int], rows: NDArray[np.intp], now: float) -> NDArray[np.int64]:
         """Count, for each of `rows`, the blocks at the chain's start that it holds."""
+        ...
+
+    def home(
+        self, chain: Sequence[int], rows: NDArray[np.intp], matched: NDArray[np.int64]
+    ) -> NDArray[np.int64] | None:
+        """Count the blocks that earlier requests took there, where that matters beside what is `matched`."""
         ...
 
     def trunk(self, chain: Sequence[int]) -> int:
@@ -55,6 +62,9 @@ class Learned:
     def trunk(self, chain: Sequence[int]) -> int:
         """Look it up."""
         return self._index.trunk(chain)
+
+    def home(self, chain: Sequence[int], rows: NDArray[np.intp], matched: NDArray[np.int64]) -> None:
+        """Say nothing: nobody tells what was given up."""
 
     def routed(self, chain: Sequence[int], row: int, now: float) -> None:  # noqa: ARG002 - the protocol's
         """Learn it."""
@@ -96,6 +106,12 @@ class Told:
         self._hear(now)
         index = self._index
         return index.depths(index.runs(np.array(chain, dtype=np.uint64)))[self._slot_of_row[rows]]
+
+    def home(
+        self, chain: Sequence[int], rows: NDArray[np.intp], matched: NDArray[np.int64]
+    ) -> NDArray[np.int64] | None:
+        """Look it up among what was decided."""
+        return self._learned.match(chain, rows, 0.0) if homeless(matched, len(chain)) else None
 
     def trunk(self, chain: Sequence[int]) -> int:
         """Look it up among what was decided."""

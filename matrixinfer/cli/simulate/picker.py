@@ -158,11 +158,13 @@ class Picker:
             cache_salt="",
             body=b"",
         )
+        matched = holders.match(chain, rows, now)
         return Cycle(
             request=request,
             table=self.table,
             rows=rows,
-            matched=holders.match(chain, rows, now),
+            matched=matched,
+            home=holders.home(chain, rows, matched),
             blocks=len(chain),
             now=now,
             draw=self._draw,
