@@ -7,9 +7,9 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import controllers, gateway, kvindex, long, pick, routing
+from bench import controllers, gateway, kvindex, long, pick, routing, simulation
 
-SECTIONS = ("requests", "idle", "pick", "long", "kvindex", "routing", "controllers")
+SECTIONS = ("requests", "idle", "pick", "long", "kvindex", "routing", "simulation", "controllers")
 
 
 def main() -> None:
@@ -34,6 +34,8 @@ def main() -> None:
             kvindex.run()
         if "routing" in sections:
             asyncio.run(routing.run(Path(folder), seconds=20))
+        if "simulation" in sections:
+            simulation.run()
         if "controllers" in sections:
             controllers.run()
 

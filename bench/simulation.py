@@ -7,6 +7,8 @@ from its decisions, and with those that engines tell.
 from __future__ import annotations
 
 import os
+import statistics
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ TRACES = {
     "conversations": "generate:multi-turn",
 }
 LOADS = (0.5, 0.85, 1.1)  # below, near and above what the engines could serve at best
+SEEDS = (1, 2, 3)  # of traces and of chance in pickers; figures are medians
 PLACING = [
     *((str(EXAMPLES / f"{name}.yaml"), False) for name in ("random", "round-robin", "least-request", "prefix")),
     (str(EXAMPLES / "prefix.yaml"), True),
@@ -36,20 +39,33 @@ PLACING = [
 
 def run(*, requests: int = 2500) -> None:
     """Print the table, a part for each trace and load."""
+    for name, spec in TRACES.items():
+        runs = [_runs(spec, requests=requests, seed=seed) for seed in SEEDS]
+        rows = [_median(same) for same in zip(*runs, strict=True)]
+        for at in range(0, len(rows), len(PLACING)):
+            _show(name, rows[at : at + len(PLACING)])
+
+
+def _runs(spec: str, *, requests: int, seed: int) -> list[Summary]:
+    """Run all placings at all loads."""
     engines = cluster.read(EXAMPLES / "eight-engines.yaml")
     chosen = configurations.read(PLACING)
-    common = jobs.Common(cluster=engines, warm_up=0.1, seed=0)
-    for name, spec in TRACES.items():
-        source = traces.Source(spec, engines, requests=requests)
-        listed = []
-        for load in LOADS:
-            trace = source.at_load(load)
-            found = source.found(trace)
-            share = trace.rate / oracle.rate(trace, engines, found)
-            listed += [jobs.Job(one.name, one.settings, share, trace, found, one.exact) for one in chosen]
-        summaries = jobs.perform(listed, common, at_once=os.cpu_count() or 1, progress=lambda _job, _done: None)
-        for at in range(0, len(summaries), len(chosen)):
-            _show(name, summaries[at : at + len(chosen)])
+    source = traces.Source(f"{spec}{'&' if '?' in spec else '?'}seed={seed}", engines, requests=requests)
+    listed = []
+    for load in LOADS:
+        trace = source.at_load(load)
+        found = source.found(trace)
+        share = trace.rate / oracle.rate(trace, engines, found)
+        listed += [jobs.Job(one.name, one.settings, share, trace, found, one.exact) for one in chosen]
+    common = jobs.Common(cluster=engines, warm_up=0.1, seed=seed)
+    return jobs.perform(listed, common, at_once=os.cpu_count() or 1, progress=lambda _job, _done: None)
+
+
+def _median(same: Sequence[Summary]) -> Summary:
+    """Sum up runs that differ in their seed."""
+    first = same[0]
+    figures = [one.name for one in fields(first) if one.name != "configuration"]
+    return replace(first, **{name: statistics.median(getattr(one, name) for one in same) for name in figures})
 
 
 def _show(name: str, summaries: Sequence[Summary]) -> None:
