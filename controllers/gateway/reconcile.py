@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from controllers.gateway import status
 from controllers.gateway.translate import Translation, Views, translate
 from matrixinfer.api import kinds
-from matrixinfer.cluster.plan import ApplyStatus, Plan, Publish
+from matrixinfer.cluster.plan import ApplyStatus, Plan, Publish, Together
 from matrixinfer.cluster.protocol import Key
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NAME: Final = "matrixinfer-gateway"  # the manager of the statuses
 KEY: Final = Key("Gateway", "", "gateway")
-KINDS: Final = (kinds.MODEL_SERVER, kinds.MODEL_ROUTE, kinds.POD)
+KINDS: Final = (kinds.MODEL_SERVER, kinds.MODEL_ROUTE, kinds.ACCESS_POLICY, kinds.SECRET, kinds.POD)
 
 
 def touches(_manifest: Manifest, _world: object) -> Iterable[Key]:
@@ -59,9 +59,12 @@ class Reconciler:
             servers=world.all(kinds.MODEL_SERVER),
             routes=world.all(kinds.MODEL_ROUTE),
             pods=world.all(kinds.POD),
+            policies=world.all(kinds.ACCESS_POLICY),
+            secrets=world.all(kinds.SECRET),
             views=self._views,
         )
-        return Plan((Publish(made.config), *_statuses(made, world, self._delivery(), now)))
+        publish, statuses = Publish(made.config), tuple(_statuses(made, world, self._delivery(), now))
+        return Plan((publish, Together(statuses)) if statuses else (publish,))  # one that is refused holds up no other
 
 
 def _statuses(made: Translation, world: World, delivery: ir.Delivery, now: float) -> Iterator[ApplyStatus]:

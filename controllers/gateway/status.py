@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from matrixinfer.api import networking
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from controllers import ir
     from controllers.gateway.translate import Name, Server, Translation
     from matrixinfer.api.meta import Manifest
+
+_LONGEST: Final = 4096  # characters of a message; the API allows eight times as many, and nobody reads them
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ def of_server(name: Name, made: Translation, delivery: ir.Delivery) -> tuple[dic
     counts = {"endpoints": len(server.endpoints), "readyEndpoints": len(server.ready)}
     found = [
         Finding(networking.ACCEPTED, True, "Accepted", "The ModelServer is valid."),
-        _pods(server),
+        _pods(server, made.shared.get(name, ())),
         _programmed(made.config, delivery, backends=frozenset((name,))),
         _ready(len(server.ready), "A pod of this ModelServer is ready.", "No pod of this ModelServer is ready."),
     ]
@@ -60,7 +62,7 @@ def of_route(name: Name, made: Translation, delivery: ir.Delivery) -> tuple[dict
     models = frozenset((*([route.spec.model_name] if route.spec.model_name else []), *route.spec.lora_adapters))
     ready = sum(len(made.servers[target].ready) for target in targets if target in made.servers)
     found = [
-        Finding(networking.ACCEPTED, True, "Accepted", "The ModelRoute is valid."),
+        _accepted(made.claimed.get(name, ())),
         _targets(route, [target for target in targets if target not in made.servers]),
         _programmed(made.config, delivery, backends=frozenset(targets), models=models),
         _ready(ready, "A target has a ready pod.", "No target has a ready pod."),
@@ -84,13 +86,17 @@ def written(
                 "type": finding.type,
                 "status": finding.status,
                 "reason": finding.reason,
-                "message": finding.message,
+                "message": _cut(finding.message),
                 "lastTransitionTime": since or now,
                 "observedGeneration": generation,
             }
         )
     status = {"observedGeneration": generation, **fields, "conditions": conditions}
     return None if {key: old.get(key) for key in status} == status else status
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def _rejected(reason: str, message: str) -> list[Finding]:
@@ -103,7 +109,14 @@ def _rejected(reason: str, message: str) -> list[Finding]:
     ]
 
 
-def _pods(server: Server) -> Finding:
+def _accepted(claimed: Sequence[str]) -> Finding:
+    if claimed:
+        why = f"The ModelRoute is valid. It gets what older routes leave: {'; '.join(claimed)}."
+        return Finding(networking.ACCEPTED, True, "Overlapping", why)
+    return Finding(networking.ACCEPTED, True, "Accepted", "The ModelRoute is valid.")
+
+
+def _pods(server: Server, shared: Sequence[str]) -> Finding:
     labels = ", ".join(f"{k}={v}" for k, v in server.resource.spec.workload_selector.match_labels.items())
     if server.bad_ports:
         why = f"The port annotation of these pods is not a port number (1 to 65535): {', '.join(server.bad_ports)}."
@@ -111,6 +124,9 @@ def _pods(server: Server) -> Finding:
     if not server.pods:
         why = f"No pod in namespace {server.resource.metadata.namespace} has the labels {labels}."
         return Finding(networking.RESOLVED_REFS, False, "NoPods", why)
+    if shared:
+        why = f"Pods with the labels {labels} exist. These ModelServers select some of them, too: {', '.join(shared)}."
+        return Finding(networking.RESOLVED_REFS, True, "SharedPods", why)
     return Finding(networking.RESOLVED_REFS, True, "ResolvedRefs", f"Pods with the labels {labels} exist.")
 
 
@@ -147,7 +163,9 @@ def _programmed(
                 why = f"Envoy refused it and goes on with what it had: {refusal.message}"
                 return Finding(networking.PROGRAMMED, False, "Refused", why)
         if not delivery.envoys:
-            return Finding(networking.PROGRAMMED, None, "NoEnvoy", "No Envoy is connected.")
+            return Finding(
+                networking.PROGRAMMED, None, "NoEnvoy", "No Envoy is connected to the replica that writes this."
+            )
         if delivery.settled:
             return Finding(networking.PROGRAMMED, True, "Programmed", "Envoy has taken it.")
     return Finding(networking.PROGRAMMED, None, "Pending", "Envoy has not answered yet.")

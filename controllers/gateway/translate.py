@@ -7,22 +7,23 @@ of one model are tried oldest first; base names before adapters.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
 from controllers import ir
+from controllers.gateway import access, overlaps
 from matrixinfer.api import core, dataplane, networking, validation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from matrixinfer.api.meta import Manifest
 
 Name = tuple[str, str]  # namespace, name
-View = TypeVar("View", core.Pod, networking.ModelServer, networking.ModelRoute)
+View = TypeVar("View", core.Pod, networking.ModelServer, networking.ModelRoute, networking.AccessPolicy)
 
 SHORTEST_S, LONGEST_S = 0.001, 86_400.0  # spans that a proxy's timers can keep; beyond them is as good as at them
 
@@ -46,7 +47,10 @@ class Translation:
     config: ir.IR
     servers: Mapping[Name, Server] = field(default_factory=dict)
     routes: Mapping[Name, networking.ModelRoute] = field(default_factory=dict)
+    access: access.Policies = field(default_factory=access.Policies)
     invalid: Mapping[tuple[str, str, str], str] = field(default_factory=dict)  # kind, namespace, name -> what to change
+    claimed: Mapping[Name, tuple[str, ...]] = field(default_factory=dict)  # by route: its names that are others' first
+    shared: Mapping[Name, tuple[str, ...]] = field(default_factory=dict)  # by ModelServer: who else selects its pods
 
 
 class Views:
@@ -70,12 +74,14 @@ class Views:
         self._last, self._seen = self._seen, {}
 
 
-def translate(
+def translate(  # noqa: PLR0913 - one for each kind that is read
     gateway: ir.Gateway,
     *,
     servers: Iterable[Manifest],
     routes: Iterable[Manifest],
     pods: Iterable[Manifest],
+    policies: Sequence[Manifest] = (),
+    secrets: Iterable[Manifest] = (),
     views: Views | None = None,
 ) -> Translation:
     """Make of these objects what Envoy has to do."""
@@ -89,14 +95,31 @@ def translate(
         for server in _parsed(views, networking.ModelServer, servers, invalid)
     }
     taken = {_name(route): route for route in _parsed(views, networking.ModelRoute, routes, invalid)}
+    known = list(_parsed(views, networking.AccessPolicy, policies, invalid))
     views.end_round()
+    order = _order([route for route in taken.values() if not route.spec.parent_refs])
     config = ir.IR(
         gateway=gateway,
         backends=tuple(_backend(server) for _, server in sorted(found.items())),
-        models=_models([route for route in taken.values() if not route.spec.parent_refs], found),
+        models=_models(order, found),
         limited=any(route.spec.rate_limit is not None for route in taken.values()),
     )
-    return Translation(config, found, taken, invalid)
+    guarded = access.translate(
+        known,
+        broken=[one for one in policies if ("AccessPolicy", *_of(one)) in invalid],
+        secrets=secrets,
+        routes=taken,
+        served=(model.name for model in config.models),
+    )
+    return Translation(
+        replace(config, access=guarded.access),
+        found,
+        taken,
+        guarded,
+        invalid,
+        claimed=overlaps.claims({model: [_name(route) for route in claimants] for model, claimants in order.items()}),
+        shared=overlaps.shared((name, server.endpoints) for name, server in found.items()),
+    )
 
 
 def _parsed(
@@ -109,6 +132,10 @@ def _parsed(
             meta = manifest["metadata"]
             problems = [str(problem) for problem in validation.validate(manifest) if problem.severity == "error"]
             invalid[kind.__name__, meta.get("namespace", ""), meta["name"]] = "; ".join(problems) or str(error)
+
+
+def _of(manifest: Manifest) -> Name:
+    return manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"]
 
 
 def _name(view: networking.ModelServer | networking.ModelRoute) -> Name:
@@ -167,7 +194,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _models(routes: list[networking.ModelRoute], servers: Mapping[Name, Server]) -> tuple[ir.Model, ...]:
+def _order(routes: list[networking.ModelRoute]) -> dict[str, list[networking.ModelRoute]]:
+    """Give the routes of each model name in the order in which requests try them."""
     routes.sort(key=lambda route: (route.metadata.creation_timestamp, *_name(route)))
     bases: defaultdict[str, list[networking.ModelRoute]] = defaultdict(list)
     adapters: defaultdict[str, list[networking.ModelRoute]] = defaultdict(list)
@@ -176,16 +204,22 @@ def _models(routes: list[networking.ModelRoute], servers: Mapping[Name, Server])
             bases[route.spec.model_name].append(route)
         for adapter in route.spec.lora_adapters:
             adapters[adapter].append(route)
-    models = []
-    for name in sorted(bases.keys() | adapters.keys()):
-        rules = [
-            found
-            for route in (*bases.get(name, ()), *adapters.get(name, ()))
-            for rule in route.spec.rules
-            if (found := _rule(name, rule, route.metadata.namespace, servers)) is not None
-        ]
-        models.append(ir.Model(name, tuple(rules)))
-    return tuple(models)
+    return {name: [*bases.get(name, ()), *adapters.get(name, ())] for name in sorted(bases.keys() | adapters.keys())}
+
+
+def _models(order: Mapping[str, list[networking.ModelRoute]], servers: Mapping[Name, Server]) -> tuple[ir.Model, ...]:
+    return tuple(
+        ir.Model(
+            name,
+            tuple(
+                found
+                for route in routes
+                for rule in route.spec.rules
+                if (found := _rule(name, rule, route.metadata.namespace, servers)) is not None
+            ),
+        )
+        for name, routes in order.items()
+    )
 
 
 def _rule(model: str, rule: networking.RouteRule, namespace: str, servers: Mapping[Name, Server]) -> ir.Rule | None:

@@ -9,7 +9,7 @@ import pytest
 from controllers import ir
 from controllers.gateway.reconcile import KEY, Reconciler
 from matrixinfer.api import kinds, validation
-from matrixinfer.cluster.plan import ApplyStatus, Publish
+from matrixinfer.cluster.plan import Publish, Together
 
 GATEWAY = ir.Gateway((ir.Listener("gateway", "127.0.0.1", 8080),), ir.Picker(ir.Address(path="/run/picker.sock")))
 NOON, LATER = 1_767_268_800.0, 1_767_272_400.0
@@ -74,7 +74,7 @@ class Bench:
     def run(self, now=NOON):
         plan = self.reconciler.reconcile(KEY, self.world, now)
         (self.config,) = [action.value for action in plan.actions if isinstance(action, Publish)]
-        written = [action for action in plan.actions if isinstance(action, ApplyStatus)]
+        written = [one for action in plan.actions if isinstance(action, Together) for one in action.actions]
         for action in written:
             meta = action.manifest["metadata"]
             for number, one in enumerate(self.world.objects):
@@ -174,6 +174,29 @@ def test_a_route_that_asks_for_a_gateway_is_not_accepted():
 
     assert bench.config.models == ()
     assert bench.conditions(kinds.MODEL_ROUTE)["Accepted"] == ("False", "NoMatchingParent")
+
+
+def test_what_others_claim_first_is_named():
+    old, new = a_route("old"), a_route("new", loraAdapters=["sql"])
+    new["spec"]["modelName"] = "old"
+    for number, route in enumerate((old, new)):
+        route["metadata"]["creationTimestamp"] = f"2026-01-0{number + 1}T00:00:00Z"
+    bench = Bench(a_server(), old, new, a_route("third", loraAdapters=["old"]), a_pod())
+    bench.run()
+
+    assert bench.conditions(kinds.MODEL_ROUTE, "old")["Accepted"] == ("True", "Accepted")
+    assert bench.conditions(kinds.MODEL_ROUTE, "new")["Accepted"] == ("True", "Overlapping")
+    assert "'old' is served by ModelRoute default/old first" in bench.message(kinds.MODEL_ROUTE, "Accepted", "new")
+    assert "'old' is served by ModelRoute default/old first" in bench.message(kinds.MODEL_ROUTE, "Accepted", "third")
+
+
+def test_model_servers_of_the_same_pods_name_each_other():
+    bench = Bench(a_server("one"), a_server("two"), a_server("other", app="other"), a_pod())
+    bench.run()
+
+    assert bench.conditions(kinds.MODEL_SERVER, "one")["ResolvedRefs"] == ("True", "SharedPods")
+    assert "default/two" in bench.message(kinds.MODEL_SERVER, "ResolvedRefs", "one")
+    assert bench.conditions(kinds.MODEL_SERVER, "other")["ResolvedRefs"] == ("False", "NoPods")
 
 
 def test_without_envoys_nothing_is_programmed():
