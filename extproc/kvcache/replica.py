@@ -77,14 +77,13 @@ class Replica:
         self._model = model
 
     def apply(self, batch: Batch) -> bool:
-        """Take a batch; tells whether it left the engine with nothing."""
+        """Take a batch; tells whether the engine had nothing at a time in it, so that all it has is known."""
         self._counts.batches += 1
         self._counts.unreadable += batch.bad
         cleared = False
         for event in batch.events:
             if isinstance(event, Stored):
                 self._stored(event)
-                cleared = False
             elif isinstance(event, Removed):
                 self._removed(event)
             elif isinstance(event, Cleared):

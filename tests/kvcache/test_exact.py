@@ -169,6 +169,18 @@ def test_everything_cleared_is_nothing_held_and_all_known():
     assert index.exact(0)
 
 
+def test_all_is_known_after_a_clear_that_comes_in_one_batch_with_what_is_stored_next():
+    index = an_index()
+    engine = Engine(index, replays=False)
+    engine.publish(lose=True)
+    engine.publish(engine.stored(range(8)))
+    assert not index.exact(0)
+    engine.publish(engine.cleared(), engine.stored(range(4)))
+
+    assert index.exact(0)
+    assert held(index, prompt(range(8)), 0, tokens=9).cached_tokens.tolist() == [4]
+
+
 def test_a_window_needs_only_what_it_reaches_back_to():
     index = an_index()
     engine = Engine(index)
