@@ -31,7 +31,7 @@ NIXL = ("nixl==1.5.1", "nixl-cu13==1.5.1")
 WITHOUT = {"torch", "torchvision", "torchaudio", "torchcodec"}  # a text model needs none but torch, which stands above
 TOPIC = "kv@127.0.0.1:8101@tiny"  # as recorded
 READY_S = 300
-PAIRS = ("tests/engines/test_prefill_decode.py",)  # these start engines of their own
+PAIRS = ("tests/engines/test_predictions.py", "tests/engines/test_prefill_decode.py")  # start engines of their own
 NO_TESTS = 5  # pytest's exit status
 TESTS = ("tests/simulator/test_contract.py", "tests/engines")
 REPOSITORY = Path(__file__).resolve().parents[2]
