@@ -100,12 +100,22 @@ class Picker:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS of a listener. The file is Envoy's own (secret discovery); replacing it changes certificates at once."""
+
+    file: str  # holds the secrets `certificate` and, with `clients`, `clients`
+    clients: bool = False  # clients may show certificates, signed by the authorities in the secret `clients`
+    required: bool = False  # they have to
+
+
+@dataclass(frozen=True, slots=True)
 class Listener:
     """Where clients connect."""
 
     name: str
     host: str
     port: int
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +139,63 @@ class Gateway:
 
 
 @dataclass(frozen=True, slots=True)
+class Jwks:
+    """Where an issuer's public keys are: one of the three."""
+
+    inline: str = ""
+    file: str = ""  # on Envoy's machine, read again when it is replaced
+    url: str = ""
+    cache_s: float = 300.0  # how long what the URL gave is used
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Whose tokens are checked, and how."""
+
+    issuer: str
+    jwks: Jwks
+    tenant_claim: str = "sub"
+    forward: bool = False  # engines see the token
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key, whom it stands for, and which policies (`namespace/name`) know it."""
+
+    key: str = field(repr=False)
+    client: str
+    policies: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Who may: whoever has one of the credentials, and is one of the tenants and has the claims, where they are named."""
+
+    policy: str  # namespace/name
+    issuers: tuple[tuple[str, tuple[str, ...]], ...] = ()  # issuer, audiences: one of them; none: any
+    keys: bool = False
+    certificates: bool = False
+    tenants: tuple[str, ...] = ()
+    claims: tuple[tuple[str, tuple[str, ...]], ...] = ()  # path of a claim, its values: one of them
+
+
+Grants = tuple[Grant, ...] | None  # one of them has to hold; None: everybody may
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Whose credentials are known, and which models need which."""
+
+    issuers: tuple[Issuer, ...] = ()
+    keys: tuple[ApiKey, ...] = ()
+    takes_keys: bool = False  # a policy names keys, though it may have none just now
+    forward_keys: bool = False  # engines see them
+    certificates: bool = False  # of clients, by TLS
+    models: tuple[tuple[str, Grants], ...] = ()  # every name that is served or named by a policy
+    otherwise: Grants = None  # every other name
+
+
+@dataclass(frozen=True, slots=True)
 class IR:
     """Everything Envoy has to do."""
 
@@ -136,6 +203,7 @@ class IR:
     backends: tuple[Backend, ...] = ()
     models: tuple[Model, ...] = ()
     limited: bool = False  # some route has limits, of which answers tell
+    access: Access | None = None  # None: nobody is asked who they are
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,12 @@ class Reconciler:
 
 def _statuses(made: Translation, world: World, delivery: ir.Delivery, now: float) -> Iterator[ApplyStatus]:
     time = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    for kind, judge in ((kinds.MODEL_SERVER, status.of_server), (kinds.MODEL_ROUTE, status.of_route)):
+    judges = (
+        (kinds.MODEL_SERVER, status.of_server),
+        (kinds.MODEL_ROUTE, status.of_route),
+        (kinds.ACCESS_POLICY, status.of_policy),
+    )
+    for kind, judge in judges:
         for manifest in world.all(kind):
             meta = manifest["metadata"]
             fields, findings = judge((meta.get("namespace", ""), meta["name"]), made, delivery)

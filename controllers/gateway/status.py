@@ -70,6 +70,40 @@ def of_route(name: Name, made: Translation, delivery: ir.Delivery) -> tuple[dict
     return {}, found
 
 
+def of_policy(name: Name, made: Translation, delivery: ir.Delivery) -> tuple[dict[str, Any], list[Finding]]:
+    """Status fields and conditions of an AccessPolicy."""
+    closed = "Until then nobody is let in to what it protects."
+    problem = made.invalid.get(("AccessPolicy", *name))
+    if problem is not None:
+        return {}, [Finding(networking.ACCEPTED, False, "Invalid", f"{problem}. {closed}")]
+    conflict = made.access.conflicts.get(name)
+    missing = made.access.missing.get(name)
+    return {}, [
+        Finding(networking.ACCEPTED, False, "Conflicted", f"An older policy contradicts: {conflict}. {closed}")
+        if conflict is not None
+        else Finding(networking.ACCEPTED, True, "Accepted", "The AccessPolicy is valid."),
+        Finding(networking.RESOLVED_REFS, False, "NotFound", f"{missing}.")
+        if missing is not None
+        else Finding(networking.RESOLVED_REFS, True, "ResolvedRefs", "Everything that it names exists."),
+        _guarded(made.config, delivery),
+    ]
+
+
+def _guarded(config: ir.IR, delivery: ir.Delivery) -> Finding:
+    """Say whether Envoy has what all policies come to."""
+    if delivery.config is None or delivery.config.access != config.access:
+        return Finding(networking.PROGRAMMED, None, "Pending", "Envoy has not answered yet.")
+    for refusal in delivery.refusals:
+        if refusal.backends is None and refusal.models is None:
+            why = f"Envoy refused it and goes on with what it had: {refusal.message}"
+            return Finding(networking.PROGRAMMED, False, "Refused", why)
+    if not delivery.envoys:
+        return Finding(networking.PROGRAMMED, None, "NoEnvoy", "No Envoy is connected.")
+    if delivery.settled:
+        return Finding(networking.PROGRAMMED, True, "Programmed", "Envoy has taken it.")
+    return Finding(networking.PROGRAMMED, None, "Pending", "Envoy has not answered yet.")
+
+
 def written(
     manifest: Manifest, fields: Mapping[str, Any], findings: Iterable[Finding], now: str
 ) -> dict[str, Any] | None:
@@ -92,7 +126,8 @@ def written(
             }
         )
     status = {"observedGeneration": generation, **fields, "conditions": conditions}
-    return None if {key: old.get(key) for key in status} == status else status
+    ours = [before.get(condition["type"]) for condition in conditions]  # others may have conditions of their own beside
+    return None if {key: old.get(key) for key in status} | {"conditions": ours} == status else status
 
 
 def _cut(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from envoy_data_plane.envoy.config.cluster.v3 import (
     CircuitBreakers,
@@ -16,6 +17,7 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
     Cluster,
     ClusterCommonLbConfig,
     ClusterDiscoveryType,
+    ClusterDnsLookupFamily,
     ClusterEdsClusterConfig,
     LoadBalancingPolicy,
     LoadBalancingPolicyPolicy,
@@ -50,13 +52,21 @@ from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 
     OverrideHost,
     OverrideHostOverrideHostSource,
 )
-from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import UpstreamTlsContext
+from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
+    CertificateValidationContext,
+    CertificateValidationContextSystemRootCerts,
+    CommonTlsContext,
+    SubjectAltNameMatcher,
+    SubjectAltNameMatcherSanType,
+    UpstreamTlsContext,
+)
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptions as UpstreamHttpOptions,
 )
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptionsExplicitHttpConfig,
 )
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPathSegment
 from envoy_data_plane.envoy.type.v3 import CodecClientType, Percent
 
@@ -155,6 +165,39 @@ def picker_cluster(picker: ir.Picker) -> Cluster:
         load_assignment=ClusterLoadAssignment(
             cluster_name=PICKER,
             endpoints=[LocalityLbEndpoints(lb_endpoints=[LbEndpoint(endpoint=Endpoint(address=where))])],
+        ),
+    )
+
+
+def keys_cluster(name: str, url: str) -> Cluster:
+    """Build the cluster behind which an issuer's keys are fetched; its certificate is checked as browsers do."""
+    parts = urlsplit(url)
+    secure, host = parts.scheme == "https", parts.hostname or ""
+    where = _socket(host, parts.port or (443 if secure else 80))
+    return Cluster(
+        name=name,
+        type=ClusterDiscoveryType.STRICT_DNS,
+        dns_lookup_family=ClusterDnsLookupFamily.ALL,
+        connect_timeout=timedelta(seconds=2),
+        transport_socket=_tls_of(host) if secure else None,
+        load_assignment=ClusterLoadAssignment(
+            cluster_name=name,
+            endpoints=[LocalityLbEndpoints(lb_endpoints=[LbEndpoint(endpoint=Endpoint(address=where))])],
+        ),
+    )
+
+
+def _tls_of(host: str) -> TransportSocket:
+    context = CertificateValidationContext(
+        system_root_certs=CertificateValidationContextSystemRootCerts(),
+        match_typed_subject_alt_names=[
+            SubjectAltNameMatcher(san_type=SubjectAltNameMatcherSanType.DNS, matcher=StringMatcher(exact=host))
+        ],
+    )
+    return TransportSocket(
+        name="envoy.transport_sockets.tls",
+        typed_config=packed(
+            UpstreamTlsContext(sni=host, common_tls_context=CommonTlsContext(validation_context=context))
         ),
     )
 

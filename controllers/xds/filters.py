@@ -66,6 +66,7 @@ from envoy_data_plane.xds.type.matcher.v3 import RegexMatcher as XdsRegexMatcher
 from envoy_data_plane.xds.type.matcher.v3 import RegexMatcherGoogleRe2 as XdsRegexMatcherGoogleRe2
 from envoy_data_plane.xds.type.matcher.v3 import StringMatcher as XdsStringMatcher
 
+from controllers.xds import access
 from controllers.xds.clusters import PICKER
 from controllers.xds.routes import EXT_PROC
 from controllers.xds.typed import extension, packed, xds_extension
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
 SOURCES = Path(__file__).resolve().parents[2] / "envoy"
 MODEL_LUA = SOURCES / "model.lua"
 RESPONSE_LUA = SOURCES / "response.lua"
+LISTING_LUA = SOURCES / "listing.lua"
 OURS = "x-matrixinfer-"
 MODULE = "matrixinfer"  # libmatrixinfer.so, of envoy/modules
 
@@ -111,22 +113,36 @@ def but(word: str) -> str:
     return f"(?:|[^{word[0]}].*|{word[0]}{but(word[1:])})"
 
 
-def filters(gateway: ir.Gateway) -> list[HttpFilter]:
+def filters(gateway: ir.Gateway, guard: ir.Access | None) -> list[HttpFilter]:
     """Write the chain; on an answer it runs from the last to the first."""
-    chain = [
-        _filter("matrixinfer.response", _ours("response") if gateway.module else _lua(RESPONSE_LUA)),
-        _filter(EXT_PROC, _ask_the_picker(gateway.picker)),
-    ]
-    if gateway.picker.fail_open and gateway.module:
-        chain.append(_filter("matrixinfer.model", _ours("model")))
-    elif gateway.picker.fail_open:
-        chain += [
-            _filter("matrixinfer.model", _unless_picked("envoy.filters.http.json_to_metadata", _read_model())),
-            _filter("matrixinfer.model_header", _unless_picked("envoy.filters.http.lua", _lua(MODEL_LUA))),
-        ]
+    early = guard is not None and access.by_model(guard)
+    model = _model(gateway) if early or gateway.picker.fail_open else []
     return [
-        *chain,
+        _filter("matrixinfer.response", _ours("response") if gateway.module else _lua(RESPONSE_LUA)),
+        *(_guard(guard, model if early else []) if guard is not None else ()),
+        _filter(EXT_PROC, _ask_the_picker(gateway.picker, told=guard is not None)),
+        *(model if not early else ()),
         _filter("envoy.filters.http.router", Router(suppress_envoy_headers=True)),
+    ]
+
+
+def _guard(guard: ir.Access, model: list[HttpFilter]) -> list[HttpFilter]:
+    """Write what a request has to pass before the picker hears of it; with `model`, by the name that this reads, too."""
+    decided = [*model, *(_filter(*one) for one in access.after())] if model else []
+    return [
+        *(_filter(*one) for one in access.before(guard)),
+        *decided,
+        _filter(*access.listing(_lua(LISTING_LUA))),
+    ]
+
+
+def _model(gateway: ir.Gateway) -> list[HttpFilter]:
+    """Read the model's name out of the body of a request that the picker gave no target."""
+    if gateway.module:
+        return [_filter("matrixinfer.model", _ours("model"))]
+    return [
+        _filter("matrixinfer.model", _unless_picked("envoy.filters.http.json_to_metadata", _read_model())),
+        _filter("matrixinfer.model_header", _unless_picked("envoy.filters.http.lua", _lua(MODEL_LUA))),
     ]
 
 
@@ -145,7 +161,7 @@ def _filter(name: str, message: Message) -> HttpFilter:
     return HttpFilter(name=name, typed_config=packed(message))
 
 
-def _ask_the_picker(picker: ir.Picker) -> ExternalProcessor:
+def _ask_the_picker(picker: ir.Picker, *, told: bool) -> ExternalProcessor:
     return ExternalProcessor(
         grpc_service=picker_service(),
         failure_mode_allow=picker.fail_open,
@@ -161,9 +177,12 @@ def _ask_the_picker(picker: ir.Picker) -> ExternalProcessor:
             response_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
         ),
         metadata_options=MetadataOptions(
+            forwarding_namespaces=MetadataOptionsMetadataNamespaces(untyped=[dataplane.ACCESS_METADATA])
+            if told
+            else None,
             receiving_namespaces=MetadataOptionsMetadataNamespaces(
                 untyped=[dataplane.ENDPOINT_METADATA, dataplane.METADATA]
-            )
+            ),
         ),
         mutation_rules=HeaderMutationRules(),
         stat_prefix="picker",

@@ -35,6 +35,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
 from envoy_data_plane.envoy.extensions.request_id.uuid.v3 import UuidRequestIdConfig
 from envoy_data_plane.google.protobuf import Struct
 
+from controllers.xds import tls
 from controllers.xds.clusters import ads
 from controllers.xds.filters import door, filters, picker_service
 from controllers.xds.replies import local_replies
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 LOG_NAME = "matrixinfer"
 
 
-def listener(one: ir.Listener, gateway: ir.Gateway) -> Listener:
+def listener(one: ir.Listener, gateway: ir.Gateway, guard: ir.Access | None) -> Listener:
     """Build one listener; all share the routes."""
     return Listener(
         name=one.name,
@@ -61,20 +62,21 @@ def listener(one: ir.Listener, gateway: ir.Gateway) -> Listener:
                 filters=[
                     Filter(
                         name="envoy.filters.network.http_connection_manager",
-                        typed_config=packed(_connection_manager(gateway)),
+                        typed_config=packed(_connection_manager(gateway, guard)),
                     )
-                ]
+                ],
+                transport_socket=tls.socket(one.tls) if one.tls is not None else None,
             )
         ],
     )
 
 
-def _connection_manager(gateway: ir.Gateway) -> HttpConnectionManager:
+def _connection_manager(gateway: ir.Gateway, guard: ir.Access | None) -> HttpConnectionManager:
     limits = gateway.limits
     return HttpConnectionManager(
         stat_prefix="gateway",
         rds=Rds(config_source=ads(), route_config_name=ROUTES),
-        http_filters=filters(gateway),
+        http_filters=filters(gateway, guard),
         early_header_mutation_extensions=[door()],
         common_http_protocol_options=HttpProtocolOptions(
             idle_timeout=timedelta(minutes=10),
@@ -104,7 +106,7 @@ def _connection_manager(gateway: ir.Gateway) -> HttpConnectionManager:
         merge_slashes=True,
         # Model names in paths may hold an escaped slash.
         path_with_escaped_slashes_action=HttpConnectionManagerPathWithEscapedSlashesAction.KEEP_UNCHANGED,
-        local_reply_config=local_replies(limits),
+        local_reply_config=local_replies(limits, guarded=guard is not None),
         access_log=_access_logs(gateway),
     )
 

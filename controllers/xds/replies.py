@@ -44,12 +44,88 @@ class Reply:
     message: str  # Envoy's format: %RESPONSE_FLAGS% and the like are filled in
     retry_after_s: int | None = None
     status: int | None = None  # instead of Envoy's
+    challenge: str = ""  # www-authenticate
 
 
-def local_replies(limits: ir.Limits) -> LocalReplyConfig:
+def _rule(name: str) -> str:
+    return f'response.code_details.startsWith("rbac_access_denied_matched_policy[{name}")'
+
+
+_REALM: Final = 'Bearer realm="matrixinfer"'
+# What the filters of `access` refuse.
+REFUSALS: Final = (
+    Reply(
+        'response.code_details.startsWith("jwt_authn_access_denied{Jwks_remote_fetch")',
+        "keys-unavailable",
+        "service_unavailable",
+        "keys_unavailable",
+        "The keys by which the token is checked cannot be fetched from its issuer. Try again in a moment.",
+        retry_after_s=1,
+        status=503,
+    ),
+    Reply(
+        'response.code_details.startsWith("jwt_authn_access_denied")',
+        "invalid-credentials",
+        "invalid_request_error",
+        "invalid_api_key",
+        "The token is not accepted: %LOCAL_REPLY_BODY%.",
+        status=401,
+        challenge=_REALM + ', error="invalid_token"',
+    ),
+    Reply(
+        'response.code_details.contains("api_key")',
+        "invalid-credentials",
+        "invalid_request_error",
+        "invalid_api_key",
+        "The API key is not known here.",
+        status=401,
+        challenge=_REALM + ', error="invalid_token"',
+    ),
+    Reply(
+        _rule("anonymous"),
+        "no-credentials",
+        "invalid_request_error",
+        "missing_credentials",
+        "Credentials are needed: send a token or an API key as `Authorization: Bearer ...`, a key also as `x-api-key`.",
+        status=401,
+        challenge=_REALM,
+    ),
+    Reply(
+        _rule("forbidden"),
+        "forbidden",
+        "permission_error",
+        "model_not_allowed",
+        f"%DYNAMIC_METADATA({dataplane.ACCESS_METADATA}:{dataplane.TENANT})% may not use the model"
+        f" %REQ({dataplane.MODEL})%: no AccessPolicy grants it to these credentials. GET /v1/models lists those that do.",
+        status=403,
+    ),
+    Reply(
+        _rule("nameless"),
+        "bad-request",
+        "invalid_request_error",
+        None,
+        "The body must be JSON that names a `model`: it decides who may ask.",
+        status=400,
+    ),
+    Reply(
+        _rule("starting"),
+        "starting",
+        "service_unavailable",
+        "starting",
+        "The gateway does not know yet who may ask. Try again in a moment.",
+        retry_after_s=1,
+        status=503,
+    ),
+)
+
+
+def local_replies(limits: ir.Limits, *, guarded: bool = False) -> LocalReplyConfig:
     """Give every reply of Envoy's a body that clients of the OpenAI API can read."""
     return LocalReplyConfig(
-        mappers=[ResponseMapper(filter=_holds(COMPLETE)), *(_mapper(reply) for reply in _replies(limits))],
+        mappers=[
+            ResponseMapper(filter=_holds(COMPLETE)),
+            *(_mapper(reply) for reply in (*(REFUSALS if guarded else ()), *_replies(limits))),
+        ],
         body_format=SubstitutionFormatString(
             text_format_source=DataSource(inline_string="%LOCAL_REPLY_BODY%"), content_type="application/json"
         ),
@@ -144,6 +220,8 @@ def _mapper(reply: Reply) -> ResponseMapper:
     headers = {dataplane.REASON: reply.reason}
     if reply.retry_after_s is not None:
         headers["retry-after"] = str(reply.retry_after_s)
+    if reply.challenge:
+        headers["www-authenticate"] = reply.challenge
     return ResponseMapper(
         filter=_holds(reply.when),
         status_code=reply.status,

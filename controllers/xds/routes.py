@@ -44,6 +44,7 @@ from envoy_data_plane.xds.type.matcher.v3 import (
 )
 
 from controllers import ir
+from controllers.xds import access
 from controllers.xds.typed import packed, xds_extension
 from matrixinfer.api import dataplane
 
@@ -54,16 +55,19 @@ if TYPE_CHECKING:
 
 ROUTES = "gateway"
 EXT_PROC = "envoy.filters.http.ext_proc"
-MODEL = "x-matrixinfer-model"  # set by our filters while the picker is away
-HEALTH_PATHS = ("/healthz", "/readyz")
+MODEL = dataplane.MODEL  # set by our filters while the picker is away, and where access depends on it
 
 
-def frame(gateway: ir.Gateway, models: tuple[str, ...], told: tuple[str, ...] = ()) -> RouteConfiguration:
+def frame(
+    gateway: ir.Gateway, models: tuple[str, ...], told: tuple[str, ...] = (), guard: ir.Access | None = None
+) -> RouteConfiguration:
     """Build everything but the entries of the two maps, which `filled` adds.
 
     `models` are the names to list; `told` the headers that answers get of the picker, beside its decision.
     """
     limits = gateway.limits
+    if guard is not None:
+        models = access.visible(guard, models)
     if gateway.picker.fail_open:
         otherwise = _then(*_reserved(), _not_yet(limits), _model_list(models, limits), _unknown_model(limits))
         unpicked = MatcherOnMatch(matcher=_by_header(MODEL, otherwise))
@@ -85,12 +89,14 @@ def frame(gateway: ir.Gateway, models: tuple[str, ...], told: tuple[str, ...] = 
             MODEL,
             "x-envoy-external-address",
             "x-envoy-internal",
+            *(access.removed(guard) if guard is not None else ()),
         ],
         response_headers_to_add=[
             _told(dataplane.DECISION, dataplane.EXPLANATION),
             *(_told(name, name) for name in told),
         ],
         max_direct_response_body_size_bytes=1024 * 1024,
+        typed_per_filter_config=access.per_route(guard) if guard is not None else {},
     )
 
 
@@ -250,7 +256,7 @@ def _reserved() -> tuple[Route, ...]:
             direct_response=DirectResponseAction(status=200, body=DataSource(inline_string='{"status":"ok"}')),
             typed_per_filter_config=unasked,
         )
-        for path in HEALTH_PATHS
+        for path in dataplane.HEALTH_PATHS
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf import any_pb2
 
-from controllers.xds import clusters, listeners, routes
+from controllers.xds import access, clusters, listeners, routes
 from controllers.xds.typed import packed
 from matrixinfer.api import dataplane
 
@@ -66,15 +66,20 @@ class Builder:
         bare = tuple(replace(backend, endpoints=()) for backend in config.backends)
         names = [dataplane.cluster_name(backend.namespace, backend.name) for backend in bare]
         encoder = _Encoder(self._last)
+        issuers = config.access.issuers if config.access is not None else ()
+        fetched = {access.jwks_cluster(one.jwks.url): one.jwks.url for one in issuers if one.jwks.url}
         resources = {
             CDS: {
                 clusters.PICKER: encoder.encode(clusters.picker_cluster, gateway.picker),
+                **{name: encoder.encode(clusters.keys_cluster, name, url) for name, url in fetched.items()},
                 **{name: encoder.encode(clusters.cluster, one) for name, one in zip(names, bare, strict=True)},
             },
             EDS: {
                 name: encoder.encode(clusters.assignment, one) for name, one in zip(names, config.backends, strict=True)
             },
-            LDS: {one.name: encoder.encode(listeners.listener, one, gateway) for one in gateway.listeners},
+            LDS: {
+                one.name: encoder.encode(listeners.listener, one, gateway, config.access) for one in gateway.listeners
+            },
             RDS: {routes.ROUTES: self._routes(replace(config, backends=bare), encoder)},
         }
         self._last = encoder.used
@@ -94,7 +99,9 @@ class Builder:
                 known = tuple(backends[name] for name in sorted(named & backends.keys()))
                 models[model.name] = encoder.part(routes.unpicked, model, known, limits)
         names = tuple(model.name for model in config.models)
-        frame = encoder.part(routes.frame, config.gateway, names, dataplane.LIMITS if config.limited else ())
+        frame = encoder.part(
+            routes.frame, config.gateway, names, dataplane.LIMITS if config.limited else (), config.access
+        )
         if (frame, targets, models) != self._last_routes[0]:
             packed_routes = any_pb2.Any(type_url=RDS, value=routes.filled(frame, targets, models))
             self._last_routes = ((frame, targets, models), _resource(packed_routes.SerializeToString()))

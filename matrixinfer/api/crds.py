@@ -80,6 +80,20 @@ CRDS: Final = (
         ),
     ),
     Crd(
+        kinds.ACCESS_POLICY,
+        networking.AccessPolicy,
+        ("ap",),
+        (
+            Column(
+                "Accepted", "string", ".status.conditions[?(@.type=='Accepted')].status", "Whether the policy is in use."
+            ),
+            Column(
+                "Programmed", "string", ".status.conditions[?(@.type=='Programmed')].status", "Whether Envoy has it."
+            ),
+            _AGE,
+        ),
+    ),
+    Crd(
         kinds.MODEL_INFER,
         workload.ModelInfer,
         ("mi",),

@@ -44,6 +44,7 @@ EVENT: Final = Kind("events.k8s.io", "v1", "Event", "events", status=False)
 LEASE: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases", status=False)
 MODEL_SERVER: Final = Kind(NETWORKING_GROUP, "v1alpha1", "ModelServer", "modelservers")
 MODEL_ROUTE: Final = Kind(NETWORKING_GROUP, "v1alpha1", "ModelRoute", "modelroutes")
+ACCESS_POLICY: Final = Kind(NETWORKING_GROUP, "v1alpha1", "AccessPolicy", "accesspolicies")
 MODEL_INFER: Final = Kind(
     WORKLOAD_GROUP,
     "v1alpha1",
@@ -80,6 +81,7 @@ KINDS: Final[dict[tuple[str, str], Kind]] = {
         LEASE,
         MODEL_SERVER,
         MODEL_ROUTE,
+        ACCESS_POLICY,
         MODEL_INFER,
     )
 }

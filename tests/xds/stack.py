@@ -65,6 +65,7 @@ class Picker:
         self.path = path
         self.answer: Callable[[dict[str, str], bytes], Pick | Immediate | None] = lambda _h, _b: None
         self.seen: list[tuple[dict[str, str], bytes]] = []
+        self.told: list[dict[str, Any]] = []  # the metadata that came with each of them
         self.log: list[dict[str, Any]] = []
         self._logged = asyncio.Event()
         self._thawed = asyncio.Event()
@@ -135,6 +136,8 @@ class Picker:
             else:
                 continue
             self.seen.append((headers, body))
+            told = json_format.MessageToDict(message.metadata_context)
+            self.told.append(told.get("filterMetadata", {}))
             answer = self.answer(headers, body)
             if answer is None:
                 await context.abort(grpc.StatusCode.INTERNAL, "no answer was set")

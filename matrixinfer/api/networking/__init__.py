@@ -1,4 +1,4 @@
-"""`networking.matrixinfer.ai/v1alpha1`: ModelServer (engines that serve one model) and ModelRoute (which model goes where).
+"""`networking.matrixinfer.ai/v1alpha1`: ModelServer (engines), ModelRoute (which model goes where), AccessPolicy (who may).
 
 The one source for these kinds: the CRDs, the checks of webhook, command line and directories, and the reference page are
 generated from the fields, bounds, defaults and `RULES` here. Every list has a bound, so that a rule's cost has one, too.
@@ -9,6 +9,18 @@ from __future__ import annotations
 from typing import Final
 
 from matrixinfer.api import kinds
+from matrixinfer.api.networking.access_policy import (
+    AccessPolicy,
+    AccessPolicySpec,
+    AccessPolicyStatus,
+    AccessRule,
+    ApiKeys,
+    Claim,
+    KeySet,
+    SecretRef,
+    TargetRef,
+    TokenIssuer,
+)
 from matrixinfer.api.networking.model_route import (
     DEFAULT_WEIGHT,
     BodyMatch,
@@ -43,10 +55,17 @@ __all__ = [
     "READY",
     "RESOLVED_REFS",
     "UNIT_S",
+    "AccessPolicy",
+    "AccessPolicySpec",
+    "AccessPolicyStatus",
+    "AccessRule",
+    "ApiKeys",
     "BodyMatch",
     "CallerRateLimit",
+    "Claim",
     "GlobalRateLimit",
     "KVConnector",
+    "KeySet",
     "ModelMatch",
     "ModelRoute",
     "ModelRouteSpec",
@@ -60,8 +79,11 @@ __all__ = [
     "Redis",
     "Retry",
     "RouteRule",
+    "SecretRef",
     "StringMatch",
     "TargetModel",
+    "TargetRef",
+    "TokenIssuer",
     "TrafficPolicy",
     "WorkloadPort",
     "WorkloadSelector",

@@ -26,6 +26,7 @@ TYPES: Final[Mapping[Kind, type[BaseModel]]] = {
     kinds.SERVICE: core.Service,
     kinds.MODEL_SERVER: networking.ModelServer,
     kinds.MODEL_ROUTE: networking.ModelRoute,
+    kinds.ACCESS_POLICY: networking.AccessPolicy,
     kinds.MODEL_INFER: workload.ModelInfer,
 }
 _ANNOTATIONS_LENGTH: Final = 256 * 1024
