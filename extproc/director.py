@@ -26,6 +26,7 @@ from extproc.traffic.ledger import Sent
 from extproc.traffic.limits.limiter import Limiter
 from extproc.traffic.routes import RouteTable
 from extproc.types import Aside, Call, Decision, Reply, Unread
+from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -145,9 +146,11 @@ class Director:
             raise
 
     def _decided(self, http: HttpRequest, ticket: str) -> Story:
-        if http.method == "GET" and (listed := self._listed(http.path)) is not None:
+        if http.method == "GET" and (listed := self._listed(http.path, http.allowed)) is not None:
             return listed
         request = parse.parse(http)
+        if http.headers.get(dataplane.MODEL, request.model) != request.model:
+            raise errors.BadRequest("the body names its model in a way that the gateway reads otherwise", param="model")
         placement = self._placement(request)
         prefix = self._blocks.prefix(request, placement.model)
         if isinstance(prefix, Unread):
@@ -232,15 +235,18 @@ class Director:
 
     # ---- the steps
 
-    def _listed(self, path: str) -> Reply | None:
+    def _listed(self, path: str, allowed: frozenset[str] | None) -> Reply | None:
+        """Answer for the list of models, or one of them; `allowed` are those that the caller may know of."""
         path = path.partition("?")[0]
         if path in paths.MODELS:
-            return Reply(200, self._listing, _JSON)
+            if allowed is None:
+                return Reply(200, self._listing, _JSON)
+            return Reply(200, listing.listing(one for one in self.routes.models() if one.name in allowed), _JSON)
         if not path.startswith(paths.MODEL):
             return None
         name = path.removeprefix(paths.MODEL)
         for listed in self.routes.models():
-            if listed.name == name:
+            if listed.name == name and (allowed is None or name in allowed):
                 return Reply(200, msgspec.json.encode(listing.entry(listed)), _JSON)
         raise errors.UnknownModel(
             f"the model {parse.shown(name)} does not exist; GET /v1/models lists what is served", param="model"

@@ -43,6 +43,7 @@ class HttpRequest(NamedTuple):
     ticket: str = ""  # what the gateway has been told already to call it; "": nothing
     tenant: str = ""  # as the gateway vouches for it; "": nobody known
     key: str = ""  # name of the API key, likewise
+    allowed: frozenset[str] | None = None  # models that the caller may see listed; None: all
 
 
 class InferenceRequest(NamedTuple):

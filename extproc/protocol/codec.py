@@ -49,10 +49,7 @@ def decode(data: bytes) -> messages.Message:
         body = request.request_body
         return messages.RequestBody(body.body, body.end_of_stream, _subset(request))
     if kind == "request_headers":
-        head = request.request_headers
-        return messages.RequestHeaders(
-            _headers(head.headers.headers), head.end_of_stream, _config(request), _subset(request)
-        )
+        return _request_headers(request)
     if kind == "response_body":
         return messages.ResponseBody(request.response_body.body, request.response_body.end_of_stream)
     if kind == "response_headers":
@@ -109,6 +106,19 @@ def _subset(request: Any) -> tuple[str, ...] | None:
     return tuple(endpoint_name(hint) for hint in hints if hint.strip())
 
 
+def _caller(request: Any) -> messages.Caller | None:
+    namespaces = request.metadata_context.filter_metadata
+    if dataplane.ACCESS_METADATA not in namespaces:
+        return None
+    fields = namespaces[dataplane.ACCESS_METADATA].fields
+    tenant = fields[dataplane.TENANT].string_value if dataplane.TENANT in fields else ""
+    key = fields[dataplane.CLIENT].string_value.rpartition("|")[2] if dataplane.CLIENT in fields else ""
+    if dataplane.ALLOWED not in fields:
+        return messages.Caller(tenant, key)
+    names = fields[dataplane.ALLOWED].list_value.values
+    return messages.Caller(tenant, key, frozenset(name.string_value for name in names))
+
+
 def endpoint_name(address: str) -> str:
     """Return "ip:port" as the endpoint table writes it: no blanks, IPv6 in brackets and in its shortest form."""
     address = address.strip()
@@ -119,6 +129,14 @@ def endpoint_name(address: str) -> str:
         return f"[{IPv6Address(host)}{bracket}{rest}"
     except ValueError:
         return address
+
+
+def _request_headers(request: Any) -> messages.RequestHeaders:
+    head = request.request_headers
+    headers, end, config = _headers(head.headers.headers), head.end_of_stream, _config(request)
+    if not request.HasField("metadata_context"):
+        return messages.RequestHeaders(headers, end, config)
+    return messages.RequestHeaders(headers, end, config, _subset(request), _caller(request))
 
 
 def _response_headers(request: Any) -> messages.ResponseHeaders:

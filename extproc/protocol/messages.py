@@ -31,6 +31,14 @@ class ProtocolConfig(NamedTuple):
     early_body: bool  # chunks of a STREAMED body come without waiting for the answer to the headers
 
 
+class Caller(NamedTuple):
+    """Who asks, as the gateway vouches for it."""
+
+    tenant: str = ""
+    key: str = ""  # name of the API key
+    allowed: frozenset[str] | None = None  # models that may be listed; told with requests for the list only
+
+
 class RequestHeaders(NamedTuple):
     """The request's head. Names are lower case, pseudo-headers included; repeated headers are joined with a comma."""
 
@@ -38,6 +46,7 @@ class RequestHeaders(NamedTuple):
     end: bool  # no body follows
     config: ProtocolConfig | None = None  # None: a gateway that does not say
     subset: tuple[str, ...] | None = None
+    caller: Caller | None = None  # None: nobody was asked
 
 
 class RequestBody(NamedTuple):

@@ -93,6 +93,7 @@ class Session:
     """One exchange. `step` takes what happened and returns what is to be done, in order."""
 
     __slots__ = (
+        "_caller",
         "_chunks",
         "_config",
         "_follow",
@@ -117,6 +118,7 @@ class Session:
         self._row = _TABLE[State.OPEN]
         self._headers: Mapping[str, str] = {}
         self._subset: tuple[str, ...] | None = None
+        self._caller: messages.Caller | None = None
         self._config: messages.ProtocolConfig | None = None
         self._mode: int = BodyMode.NONE
         self._chunks: list[bytes] = []
@@ -149,6 +151,7 @@ class Session:
 
     def _request_headers(self, event: messages.RequestHeaders) -> Effects:
         self._headers, self._subset, self._config = event.headers, event.subset, event.config
+        self._caller = event.caller
         mode = BodyMode.FULL_DUPLEX_STREAMED if event.config is None else event.config.request_body_mode
         if event.end or mode == BodyMode.NONE:
             self._mode = BodyMode.NONE
@@ -196,6 +199,8 @@ class Session:
         chunks, headers = self._chunks, self._headers
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         method, path = headers.get(":method", ""), headers.get(":path", "")
+        if self._caller is not None:
+            return (Decide(HttpRequest(method, path, headers, body, self._subset, self._offered, *self._caller)),)
         return (Decide(HttpRequest(method, path, headers, body, self._subset, self._offered)),)
 
     # ---- the answer

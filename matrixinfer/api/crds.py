@@ -85,7 +85,10 @@ CRDS: Final = (
         ("ap",),
         (
             Column(
-                "Accepted", "string", ".status.conditions[?(@.type=='Accepted')].status", "Whether the policy is in use."
+                "Accepted",
+                "string",
+                ".status.conditions[?(@.type=='Accepted')].status",
+                "Whether the policy is in use.",
             ),
             Column(
                 "Programmed", "string", ".status.conditions[?(@.type=='Programmed')].status", "Whether Envoy has it."
