@@ -37,7 +37,7 @@ PLACING = [
 ]
 
 
-def run(*, requests: int = 2500) -> None:
+def run(*, requests: int = 3000) -> None:
     """Print the table, a part for each trace and load."""
     for name, spec in TRACES.items():
         runs = [_runs(spec, requests=requests, seed=seed) for seed in SEEDS]
