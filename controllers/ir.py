@@ -101,11 +101,11 @@ class Picker:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS of a listener. The file is Envoy's own (secret discovery); replacing it changes certificates at once."""
+    """TLS of a listener. The files are secrets as Envoy reads them; replacing one changes what it says at once."""
 
-    file: str  # holds the secrets `certificate` and, with `clients`, `clients`
-    clients: bool = False  # clients may show certificates, signed by the authorities in the secret `clients`
-    required: bool = False  # they have to
+    certificate: str  # file of the secret `certificate`
+    clients: str = ""  # file of the secret `clients`: who signs clients' certificates; "": clients are not asked
+    required: bool = False  # clients have to show one
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""TLS of a listener. Certificates come from a file of secrets that Envoy watches: a new one serves the next connection."""
+"""TLS of a listener. Certificates come from files that Envoy watches: a new one serves the next connection."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def socket(tls: ir.Tls) -> TransportSocket:
             DownstreamTlsContext(
                 common_tls_context=CommonTlsContext(
                     tls_params=TlsParameters(tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_2),
-                    tls_certificate_sds_secret_configs=[_secret(tls.file, CERTIFICATE)],
-                    validation_context_sds_secret_config=_secret(tls.file, CLIENTS) if tls.clients else None,
+                    tls_certificate_sds_secret_configs=[_secret(tls.certificate, CERTIFICATE)],
+                    validation_context_sds_secret_config=_secret(tls.clients, CLIENTS) if tls.clients else None,
                     alpn_protocols=["h2", "http/1.1"],
                 ),
                 require_client_certificate=tls.required,

@@ -43,6 +43,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bind", metavar="ADDRESS", default="127.0.0.1", help="address of the gateway (default 127.0.0.1)"
     )
+    secure = parser.add_argument_group("TLS", "the plain port is then reached from this machine only")
+    secure.add_argument("--tls-cert", metavar="FILE", type=Path, help="certificate chain, PEM; changes take effect")
+    secure.add_argument("--tls-key", metavar="FILE", type=Path, help="its key, PEM")
+    secure.add_argument("--tls-client-ca", metavar="FILE", type=Path, help="clients need certificates signed by these")
+    secure.add_argument("--tls-client-optional", action="store_true", help="clients may come without a certificate")
+    secure.add_argument("--tls-port", type=_port, default=8443, help="where TLS is spoken (default 8443; 0: any)")
     parser.add_argument("--admin-port", type=_port, default=15000, help="of the admin pages (default 15000)")
     parser.add_argument("--metrics-port", type=_port, default=9090, help="of the picker's metrics (default 9090)")
     parser.add_argument(
@@ -89,15 +95,28 @@ def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.directory) == bool(arguments.engine):
         print("matrixinfer up: give a DIR of manifests or --engine URL, one of the two", file=sys.stderr)  # noqa: T201
         return Exit.USAGE
+    if bool(arguments.tls_cert) != bool(arguments.tls_key) or (arguments.tls_client_ca and not arguments.tls_cert):
+        print("matrixinfer up: TLS needs both --tls-cert and --tls-key", file=sys.stderr)  # noqa: T201
+        return Exit.USAGE
+    if arguments.tls_client_optional and not arguments.tls_client_ca:
+        print("matrixinfer up: --tls-client-optional needs --tls-client-ca", file=sys.stderr)  # noqa: T201
+        return Exit.USAGE
     import asyncio  # noqa: PLC0415 - see main.py
 
+    from matrixinfer.local import tls  # noqa: PLC0415
     from matrixinfer.local.stack import Config  # noqa: PLC0415
+
+    files = None
+    if arguments.tls_cert:
+        files = tls.Files(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca, arguments.tls_client_optional)
 
     config = Config(
         directory=arguments.directory,
         engines=tuple(arguments.engine or ()),
         port=arguments.port,
         bind=arguments.bind,
+        tls=files,
+        tls_port=arguments.tls_port,
         admin_port=arguments.admin_port,
         metrics_port=arguments.metrics_port,
         scheduling=arguments.config,

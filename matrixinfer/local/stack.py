@@ -22,7 +22,7 @@ from matrixinfer.api import kinds
 from matrixinfer.cluster import feed
 from matrixinfer.cluster.directory import Directory
 from matrixinfer.cluster.memory import MemoryCluster
-from matrixinfer.local import engines, envoy, ports, readiness, state
+from matrixinfer.local import engines, envoy, ports, readiness, state, tls
 from matrixinfer.local.addresses import Addresses
 from matrixinfer.local.containers import Backoff, Settings
 from matrixinfer.local.node import Node
@@ -64,6 +64,8 @@ class Config:
     engines: tuple[str, ...] = ()
     port: int = 8080
     bind: str = "127.0.0.1"
+    tls: tls.Files | None = None  # given, `bind` is where TLS is spoken, and without it on this machine only
+    tls_port: int = 8443
     admin_port: int = 15000
     metrics_port: int = 9090
     scheduling: Path | None = None  # an EndpointPickerConfig; None: the picker's own defaults
@@ -84,6 +86,7 @@ class Stack:
         self.cluster = MemoryCluster()
         self.findings: tuple[Finding, ...] = ()  # what is wrong in the directory now
         self.port = 0
+        self.tls_port = 0  # 0: no TLS
         self.admin_port = 0
         self.metrics_port = 0
         self._cleanup = AsyncExitStack()
@@ -96,7 +99,13 @@ class Stack:
         self._failure = asyncio.get_running_loop().create_future()
         try:
             await self._start()
-        except (ports.PortInUse, envoy.EnvoyMissing, state.StateInUse, engines.EngineAddress) as error:
+        except (
+            tls.BadCertificate,
+            ports.PortInUse,
+            envoy.EnvoyMissing,
+            state.StateInUse,
+            engines.EngineAddress,
+        ) as error:
             await self._stop()
             raise CannotStart(str(error)) from error
         except BaseException:
@@ -113,7 +122,8 @@ class Stack:
     @property
     def url(self) -> str:
         """Where clients connect."""
-        return f"http://{self._host}:{self.port}"
+        host = "127.0.0.1" if self.config.tls is not None else self._host
+        return f"http://{host}:{self.port}"
 
     @property
     def admin_url(self) -> str:
@@ -124,6 +134,11 @@ class Stack:
     def metrics_url(self) -> str:
         """Where the picker's metrics are."""
         return f"http://{self._host}:{self.metrics_port}/metrics"
+
+    @property
+    def _plain(self) -> str:
+        """Where requests are taken without TLS: with TLS, not from other machines."""
+        return "127.0.0.1" if self.config.tls is not None else self.config.bind
 
     @property
     def _host(self) -> str:
@@ -176,9 +191,13 @@ class Stack:
             await asyncio.to_thread(_check_scheduling, config.scheduling)
         if config.decision_log is not None and not config.decision_log.absolute().parent.is_dir():
             raise CannotStart(f"--decision-log {config.decision_log}: there is no such folder")
-        held = ports.hold(config.port, option="--port", host=config.bind)
+        held = ports.hold(config.port, option="--port", host=self._plain)
         cleanup.callback(held.close)
         self.port = held.getsockname()[1]
+        if config.tls is not None:
+            secure = ports.hold(config.tls_port, option="--tls-port", host=config.bind)
+            cleanup.callback(secure.close)
+            self.tls_port = secure.getsockname()[1]
         self.admin_port = ports.choose(config.admin_port, option="--admin-port")
         self.metrics_port = ports.choose(config.metrics_port, option="--metrics-port", host=config.bind)
         state.sweep()
@@ -214,7 +233,7 @@ class Stack:
     async def _control(self) -> None:
         """Run the controllers, and serve what that of the gateway makes of the cluster to Envoy."""
         gateway = ir.Gateway(
-            listeners=(ir.Listener("gateway", self.config.bind, self.port),),
+            listeners=(ir.Listener("gateway", self._plain, self.port), *self._secure()),
             picker=ir.Picker(ir.Address(path=str(self.sockets.picker)), fail_open=self.config.fail_open),
             limits=ir.Limits(body_bytes=self.config.max_body_bytes),
             module=envoy.has_module(),
@@ -223,6 +242,19 @@ class Stack:
         self._keep(modelinfer_loop(self.cluster).run(), "modelinfer")
         loop = await self._cleanup.enter_async_context(gateway_loop(self.cluster, gateway, f"unix:{self.sockets.xds}"))
         self._keep(loop.run(), "gateway")
+
+    def _secure(self) -> tuple[ir.Listener, ...]:
+        """Give the listener that speaks TLS, and keep its certificates up to date."""
+        files = self.config.tls
+        if files is None:
+            return ()
+        secrets = tls.Secrets(files, self._state.folder)
+        secrets.write()
+        self._keep(secrets.follow(), "certificates")
+        clients = str(secrets.clients) if files.client_ca is not None else ""
+        required = files.client_ca is not None and not files.client_optional
+        how = ir.Tls(str(secrets.certificate), clients, required)
+        return (ir.Listener("gateway-tls", self.config.bind, self.tls_port, how),)
 
     def _picker(self) -> Command:
         argv = [
@@ -258,8 +290,14 @@ class Stack:
             return
         directory = Directory(self.config.directory, self.cluster, report=self._report)
         await directory.load()
+        errors = [finding for finding in self.findings if finding.severity == "error"]
+        unsafe = await asyncio.to_thread(_unsafe, self.config.directory, errors)
+        if unsafe:
+            raise CannotStart(
+                "\n".join([*map(str, unsafe), "without this AccessPolicy its models would be open to all"])
+            )
         nothing_to_do = not (await self.cluster.list(kinds.MODEL_ROUTE)).items
-        if nothing_to_do and any(finding.severity == "error" for finding in self.findings):
+        if nothing_to_do and errors:
             raise CannotStart("\n".join([*map(str, self.findings), "nothing usable is left"]))
         self._keep(directory.follow(), "directory")
 
@@ -298,6 +336,16 @@ class Stack:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         await self._cleanup.aclose()
+
+
+def _unsafe(directory: Path, errors: Sequence[Finding]) -> list[Finding]:
+    """Choose the mistakes for which an AccessPolicy may be missing: those in files that speak of one."""
+    guards = {
+        name
+        for name in {error.file for error in errors}
+        if (file := directory / name).is_file() and b"AccessPolicy" in file.read_bytes()
+    }
+    return [error for error in errors if error.file in guards]
 
 
 def _check_scheduling(file: Path) -> None:
