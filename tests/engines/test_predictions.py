@@ -35,6 +35,7 @@ pytestmark = [
 ]
 
 RESPONSES = "/v1/responses"
+HEARD_S = 0.25  # what an engine tells of an answer's last block may come after the answer, and it does not say when it told all
 TEMPLATE = (
     "{% if tools %}<|begin|>tools\n{{ tools | tojson }}<|end|>{% endif %}"
     "{% for m in messages %}<|begin|>{{ m['role'] }}\n{{ m['content'] }}"
@@ -114,6 +115,8 @@ class Scene:
         told = _streamed(path, answer.body) if given.get("stream") else answer.json
         made = Asked(kind, request, _text(path, told), cached_tokens(told["usage"]))
         self.asked.append(made)
+        await self.world.decision(request)  # has ended for the picker, too
+        await asyncio.sleep(HEARD_S)
         return made
 
     async def look(self, asked: Asked) -> None:
@@ -305,7 +308,7 @@ async def long_and_cold(it, kind):
 
 
 async def mixed(it):
-    """Conversations of all kinds, three at a time; the turns of each follow each other as fast as the answers come."""
+    """Conversations of all kinds, three at a time; a turn comes when the one before has been heard of."""
     same = [it.draw.randrange(10, 4000) for _ in range(200)]
     talks = [
         chat_of_many_turns(it, "chat"),
