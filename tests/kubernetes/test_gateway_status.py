@@ -205,21 +205,29 @@ async def test_a_status_is_ours_alone_and_is_written_only_when_it_changes(plane,
     assert [one for one in requests if one[1] == "modelservers"] == []
 
 
-async def test_a_follower_serves_and_writes_nothing_until_it_leads(plane, user, tmp_path):
+@pytest.mark.envoy
+async def test_a_follower_serves_envoy_and_writes_nothing_until_it_leads(plane, user):
     requests, leads = [], []
-    async with serving(
-        plane, GATEWAY, f"unix:{tmp_path}/xds.sock", may_write=lambda: bool(leads), requests=requests
-    ) as loop:
-        await user.create(kinds.MODEL_SERVER, a_server())
+    async with running(served=False) as stack:
+        await stack.picker.stop()  # Envoy balances by itself
+        address = f"unix:{stack.envoy.folder}/xds.sock"
+        async with serving(
+            plane, stack.config.gateway, address, may_write=lambda: bool(leads), requests=requests
+        ) as loop:
+            await user.pod("one", port=stack.engines[0].port)
+            await user.create(kinds.MODEL_SERVER, a_server())
+            await user.create(kinds.MODEL_ROUTE, a_route())
+            await stack.envoy.start(None)
 
-        async def seen():
-            return loop.synced and loop.world.get(kinds.MODEL_SERVER, "demo", user.namespace) and not loop.waiting
+            async def served():
+                body = json.dumps({"model": f"demo.{user.namespace}"}).encode()
+                return (await stack.envoy.request(body=body)).status == 200
 
-        await eventually(seen)
-        before = list(requests)
-        leads.append(True)
-        loop.refresh()
-        await user.says(kinds.MODEL_SERVER, ResolvedRefs="NoPods")
+            await eventually(served)
+            before = list(requests)
+            leads.append(True)
+            loop.refresh()
+            await user.says(kinds.MODEL_SERVER, Programmed="Programmed")
 
     assert before == []
     assert ("apply", "modelservers") in requests

@@ -17,7 +17,7 @@ import yaml
 from kubernetes import client as official
 from prometheus_client import CollectorRegistry
 
-from controllers.__main__ import webhooks_loop
+from controllers.__main__ import main, webhooks_loop
 from controllers.webhooks.certificates import Terms, renewed
 from controllers.webhooks.reconcile import Place
 from controllers.webhooks.server import Webhooks
@@ -368,6 +368,11 @@ def test_the_deployed_webhook_is_one_that_the_api_server_takes_and_locks_nobody_
     assert {name for rule in webhook["rules"] for name in rule["operations"]} == {"CREATE", "UPDATE"}
     [expression] = webhook["namespaceSelector"]["matchExpressions"]
     assert "matrixinfer-system" in expression["values"]
+
+
+def test_an_address_that_is_none_is_said(plane, capsys):
+    assert main(["--kubeconfig", str(plane.kubeconfig), "--webhooks", "9443"]) == 1
+    assert "--webhooks 9443: must be HOST:PORT" in capsys.readouterr().err
 
 
 def applied(plane, path, *options):
