@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 from aiohttp import web
 
-from extproc.adapters import admin, custom, kv_metrics, logs, prefill, settings, telemetry
+from extproc.adapters import admin, custom, kv_metrics, logs, prefill, redis_limits, settings, telemetry
 from extproc.adapters.decision_log import DecisionLog
 from extproc.adapters.desk import Desk
 from extproc.adapters.errands import Errands
@@ -102,6 +102,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--topology", default="", help="where this picker runs: host=a,rack=b,zone=c,region=d, any of them")
     add("--decision-log", type=Path, metavar="FILE", help="every decision and its end, for `matrixinfer replay`")
+    add("--redis", type=Path, metavar="FILE", help="one URL a line: how the servers of global limits are entered")
     add("--access-log", action="store_true", help="log every request; otherwise only what went wrong")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser.parse_args(argv)
@@ -157,7 +158,9 @@ class _Picker:
         self._scraper = Scraper(table, self._view, clock=time.monotonic, draw=draw)
         self._scraper.watch(settings.metrics(self._settings.current))
         self._telemetry = telemetry.Telemetry(self._world, self._director.routes_know)
-        self._errands = Errands()
+        self._counters = redis_limits.Stores(redis_limits.endpoints(args.redis), picker=process)
+        self._director.limiter.tell = self._counters.tell
+        self._errands = Errands(counters=self._counters)
         self._desk = Desk(self._director, self._telemetry, self._errands, access_log=args.access_log)
         self._exchanges = ext_proc.ExtProcService(
             self._desk,
@@ -170,6 +173,7 @@ class _Picker:
         self._telemetry.add_source(self._watch.metrics)
         self._telemetry.add_source(lambda: self._tokenizers.metrics(self._token_counts))
         self._telemetry.add_source(lambda: kv_metrics.metrics(self._exact, self._kv_events))
+        self._telemetry.add_source(lambda: self._counters.metrics(self._director.limiter.counts))
         self._telemetry.add_source(lambda: prefill.metrics(self._director.prefilling.counts, self._errands.calls))
 
     async def run(self) -> None:
@@ -184,6 +188,7 @@ class _Picker:
                 stack.callback(self._decisions.close)
             stack.callback(self._errands.close)
             stack.push_async_callback(self._errands.calls.close)
+            stack.push_async_callback(self._counters.close)
             await self._open_pages(stack)
             for name, work in (
                 *((store.kind.plural, store.run) for store in self._stores),

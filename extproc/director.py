@@ -163,7 +163,7 @@ class Director:
         told: Headers = ()
         limits = self.routes.limits.get(placement.route)
         if limits is not None:
-            told = self._reserve(limits, request, http, ticket)
+            told = yield from self._reserve(limits, request, http, ticket)
 
         def fresh() -> Cycle:
             rows = self._candidates(request, placement)
@@ -271,12 +271,21 @@ class Director:
         roles = self.prefilling.roles(server, self.routes.servers.get(server), self._scheduler.disaggregation)
         return roles is None or len(roles.decode) > 0
 
-    def _reserve(self, limits: Limits, request: InferenceRequest, http: HttpRequest, ticket: str) -> Headers:
+    def _reserve(
+        self, limits: Limits, request: InferenceRequest, http: HttpRequest, ticket: str
+    ) -> Generator[Errand, Any, Headers]:
         """Charge what the request may take; returns what its answer tells of it."""
-        charges = self.limiter.charges(limits, request, tenant=http.tenant, key=http.key)
+        limiter, choices = self.limiter, request.choices
+        charges = limiter.charges(limits, request, tenant=http.tenant, key=http.key)
         if not charges:
             return ()
-        return self.limiter.admit(ticket, charges, route=limits.route, choices=request.choices, now=self._clock())
+        if not limits.store:
+            return limiter.admit(ticket, charges, route=limits.route, choices=choices, now=self._clock())
+        try:
+            taken = yield limiter.ask(ticket, charges, limits, choices=choices, now=self._clock())
+        except errors.Busy:
+            return limiter.alone(ticket, self._clock())
+        return limiter.answered(ticket, taken, self._clock())
 
     def _candidates(self, request: InferenceRequest, placement: Placement) -> NDArray[np.intp]:
         """Rows of the target's endpoints that are ready, in the gateway's subset, and have the adapter if some do."""

@@ -133,7 +133,45 @@ class Call(NamedTuple):
     ended: Callable[[Called], Call | None] | None = None
 
 
-Errand = Aside | Call
+class Asked(NamedTuple):
+    """One limit, as it is asked of a shared counter."""
+
+    key: str
+    amount: int  # that the request takes
+    limit: int
+    rate: float  # per second
+    shadow: bool
+    level: float  # what is used, for a counter that has lost its memory
+
+
+class Take(NamedTuple):
+    """Limits to be charged where several pickers count together; comes back as `Taken`, or is answered with Busy."""
+
+    store: str  # address of the counter
+    route: str
+    ticket: str
+    limits: tuple[Asked, ...]
+
+
+class Taken(NamedTuple):
+    """What became of it."""
+
+    admitted: bool
+    pickers: int  # that count there
+    over: tuple[bool, ...]
+    used: tuple[float, ...]
+
+
+class Spent(NamedTuple):
+    """What a request really took of shared limits; told when it is over, and not waited for."""
+
+    store: str
+    route: str
+    ticket: str
+    amounts: tuple[tuple[str, int, float, int], ...]  # key, amount, rate, what the counter is known to have reserved
+
+
+Errand = Aside | Call | Take
 # One request's story: it yields an errand where it needs the world, and goes on with what came of it. An errand that
 # cannot be run now is answered with `errors.Busy`; closing the story withdraws it.
 Story = Generator[Errand, Any, Decision | Reply]

@@ -9,28 +9,37 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from extproc.adapters.calls import Calls
 from extproc.errors import Busy, Rejection
-from extproc.types import Call
+from extproc.types import Call, Take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from extproc.adapters.transport.ext_proc import Answer
-    from extproc.types import Errand, Story
+    from extproc.types import Errand, Story, Taken
 
 _LOG = logging.getLogger(__name__)
 _MAX_WAIT_S: Final = 60.0  # a story's errands end by themselves, long before
 
 
+class Counters(Protocol):
+    """Limits that several pickers count together."""
+
+    async def take(self, take: Take) -> Taken:
+        """Charge. Raises Busy where there is no answer in time."""
+        ...
+
+
 class Errands:
     """Runs errands. `waiting` counts those that are under way."""
 
-    def __init__(self, *, threads: int = 1, most_waiting: int = 64) -> None:
+    def __init__(self, *, threads: int = 1, most_waiting: int = 64, counters: Counters | None = None) -> None:
         """`threads`: one keeps the second core of a small machine for Envoy. `most_waiting`: further ones are refused."""
         self.waiting = 0
+        self._counters = counters
         self.refused = 0
         self.calls = Calls()
         self._most = most_waiting
@@ -40,6 +49,10 @@ class Errands:
         """Return what came of it. Raises Busy where it cannot be run now, and what the errand raises."""
         if isinstance(errand, Call):
             return await self.calls.run(errand)
+        if isinstance(errand, Take):
+            if self._counters is None:
+                raise Busy
+            return await self._counters.take(errand)
         if self.waiting >= self._most:
             self.refused += 1
             raise Busy

@@ -1,7 +1,9 @@
 """Buckets against a naive model: what is admitted, what is given back, what is kept."""
 
+import random
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.traffic.limits.buckets import Buckets
@@ -178,3 +180,19 @@ def test_any_order_of_settlements_leaves_what_was_really_taken(requests, random)
         buckets.settle(charge, actual=actual, since=0.0, now=0.0)
 
     assert buckets.used(limit.key, 0.0) == pytest.approx(sum(actual for _, actual in requests))
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32), st.integers(1, 200))
+def test_of_hundreds_that_are_open_at_once_each_gives_all_of_its_excess_back(seed, count):
+    buckets, draw = Buckets(), random.Random(seed)
+    limit = a_limit(10**9)._replace(rate=1e-9)
+    charges = [a_charge(draw.choice((1, 100, 4096)), limit) for _ in range(count)]
+    for number, charge in enumerate(charges):
+        buckets.take([charge], float(number))
+    order = list(enumerate(charges))
+    draw.shuffle(order)
+    for number, charge in order:
+        buckets.settle(charge, actual=charge.amount // 2, since=float(number), now=1000.0)
+
+    assert buckets.used(limit.key, 1000.0) == pytest.approx(sum(charge.amount // 2 for charge in charges), abs=1)

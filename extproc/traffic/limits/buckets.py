@@ -61,8 +61,11 @@ class _Bucket:
         while lows and lows[-1][1] >= self.used:
             lows.pop()
         lows.append((self.at, self.used))
-        if len(lows) > _MOST_LOWS:  # the lower of the two, for both: less is given back
-            lows[:2] = [(lows[1][0], lows[0][1])]
+        if len(lows) > _MOST_LOWS:
+            # The lower of two stands for both, which gives less back; of those that lie closest, as what was reserved
+            # between them is less than either then, so that nothing is lost.
+            place = min(range(len(lows) - 1), key=lambda at: lows[at + 1][1] / max(lows[at][1], 1.0))
+            lows[place : place + 2] = [(lows[place + 1][0], lows[place][1])]
         self.used += amount
 
     def give_back(self, amount: float, since: float) -> None:
@@ -126,6 +129,11 @@ class Buckets:
             bucket.used += actual - charge.amount
         elif actual < charge.amount:
             bucket.give_back(charge.amount - actual, since)
+
+    def put(self, limit: Limit, used: float, now: float) -> None:
+        """Take the level of a limit from somebody who knows it better."""
+        bucket = self._of(limit, now)
+        bucket.used, bucket.lows = used, []
 
     def prune(self, now: float) -> None:
         """Forget buckets that are empty."""

@@ -4,6 +4,9 @@ Reserved are one request, the prompt's tokens, and as many generated tokens as t
 where it does not say, as answers of the route usually have. At the end what an engine served takes the reservation's
 place; what nobody served costs nothing; where an engine answered and did not tell its usage, the reservation stays. A
 request whose end is never told gives its reservation back when the ledger gives it up.
+
+Where several pickers count together, the counter's word is final, and this picker's buckets follow it: each holds the
+share that is this picker's if the counter cannot be reached. Then it admits by that share, and tells what was spent later.
 """
 
 from __future__ import annotations
@@ -14,14 +17,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from extproc.traffic.limits import words
-from extproc.traffic.limits.buckets import Buckets, Charge
+from extproc.traffic.limits.buckets import Buckets, Charge, Verdict
 from extproc.traffic.limits.rules import Kind
-from extproc.types import Api
+from extproc.types import Api, Asked, Spent, Take
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from extproc.traffic.ledger import Settlement
-    from extproc.traffic.limits.rules import Limits
-    from extproc.types import InferenceRequest, Outcome
+    from extproc.traffic.limits.rules import Limit, Limits
+    from extproc.types import InferenceRequest, Outcome, Taken
 
 _FIRST_GUESS: Final = 256.0  # tokens of an answer, while none is known: a long paragraph
 _WEIGHT: Final = 1 / 16  # of a new answer in the mean
@@ -37,9 +42,12 @@ class Reservation(NamedTuple):
     """What an open request was charged."""
 
     route: str
-    charges: tuple[Charge, ...]
+    charges: tuple[Charge, ...]  # as they count here
     at: float
     choices: int
+    store: str = ""  # where they count, too
+    here: bool = True  # they are in this picker's buckets
+    there: bool = False  # the counter has said that it charged them
 
 
 @dataclass(slots=True)
@@ -63,14 +71,19 @@ class Counts:
     """What became of limited requests: by scope, what is counted, and whether the limit is in shadow."""
 
     over: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    alone: int = 0  # admitted or refused without the counter that they should have been
 
 
 class Limiter:
     """Reserves and settles. Written on the loop only."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[Spent], None] = lambda _spent: None) -> None:
+        """`tell` hears what was spent of shared limits."""
+        self.tell = tell
         self.counts = Counts()
+        self._pickers: dict[str, int] = {}  # by counter, as it last told
         self.buckets = Buckets()
+        self._shared = Buckets()  # as counters last told
         self._open: dict[str, Reservation] = {}
         self._answers: dict[str, _Answers] = {}  # by route
 
@@ -93,34 +106,63 @@ class Limiter:
                 found.append(Charge(limit, min(output, limit.amount)))
         return tuple(found)
 
+    def ask(self, ticket: str, charges: tuple[Charge, ...], limits: Limits, *, choices: int, now: float) -> Take:
+        """Return what to ask of the counter that the limits share."""
+        self._open[ticket] = Reservation(
+            limits.route, charges, now, choices, limits.store, here=False
+        )  # there it may be charged from now on
+        return Take(
+            limits.store,
+            limits.route,
+            ticket,
+            tuple(
+                Asked(limit.key, amount, limit.amount, limit.rate, limit.shadow, self._shared.used(limit.key, now))
+                for limit, amount in charges
+            ),
+        )
+
+    def answered(self, ticket: str, taken: Taken, now: float) -> Headers:
+        """Take the counter's word; returns the headers that tell of it. Raises LimitReached."""
+        reservation = self._open[ticket]
+        charges = reservation.charges
+        pickers = self._pickers[reservation.store] = max(taken.pickers, 1)
+        for (limit, _), used in zip(charges, taken.used, strict=True):
+            self.buckets.put(_share(limit, pickers), used / pickers, now)
+            self._shared.put(limit, used, now)
+        verdict = Verdict(taken.admitted, taken.over, taken.used, now)
+        self._count(charges, verdict)
+        if not verdict.admitted:
+            del self._open[ticket]
+            raise words.refusal(charges, verdict)
+        self._open[ticket] = reservation._replace(charges=_charged(charges, verdict), at=now, here=True, there=True)
+        return words.headers(charges, verdict)
+
+    def alone(self, ticket: str, now: float) -> Headers:
+        """Go on without the counter, by this picker's share. Raises LimitReached."""
+        self.counts.alone += 1
+        reservation = self._open[ticket]
+        pickers = self._pickers.get(reservation.store, 1)
+        charges = tuple(Charge(_share(limit, pickers), amount) for limit, amount in reservation.charges)
+        return self._admit(ticket, reservation._replace(charges=charges, at=now))
+
     def admit(self, ticket: str, charges: tuple[Charge, ...], *, route: str, choices: int, now: float) -> Headers:
         """Reserve; returns the headers that tell of it. Raises LimitReached, and has charged nothing then."""
-        verdict = self.buckets.take(charges, now)
-        for (limit, _), over in zip(charges, verdict.over, strict=True):
-            if over:
-                self.counts.over[limit.scope, limit.kind.value, "shadow" if limit.shadow else "enforced"] += 1
-        if not verdict.admitted:
-            raise words.refusal(charges, verdict)
-        taken = tuple(charge for charge, over in zip(charges, verdict.over, strict=True) if not over)
-        self._open[ticket] = Reservation(route, taken, now, choices)
-        return words.headers(charges, verdict)
+        return self._admit(ticket, Reservation(route, charges, now, choices))
 
     def cancel(self, ticket: str, now: float) -> None:
         """Give back all that was reserved: the request goes nowhere."""
         reservation = self._open.pop(ticket, None)
         if reservation is not None:
-            for charge in reservation.charges:
-                self.buckets.settle(charge, actual=0, since=reservation.at, now=now)
+            self._spend(ticket, reservation, tuple(0 for _ in reservation.charges), now)
 
     def settle(self, settlement: Settlement, now: float) -> None:
         """Charge what the request took; does nothing for one that was not limited."""
-        reservation = self._open.pop(settlement.sent.ticket, None)
+        ticket = settlement.sent.ticket
+        reservation = self._open.pop(ticket, None)
         if reservation is None:
             return
         outcome = settlement.outcome
-        for charge in reservation.charges:
-            actual = took(charge, outcome)
-            self.buckets.settle(charge, actual=actual, since=reservation.at, now=now)
+        self._spend(ticket, reservation, tuple(took(charge, outcome) for charge in reservation.charges), now)
         if outcome is not None and outcome.complete and outcome.completion_tokens is not None:
             answers = self._answers.get(reservation.route)
             if answers is None:
@@ -129,9 +171,33 @@ class Limiter:
                 answers = self._answers[reservation.route] = _Answers()
             answers.learn(outcome.completion_tokens / reservation.choices)
 
+    def _admit(self, ticket: str, reservation: Reservation) -> Headers:
+        charges = reservation.charges
+        verdict = self.buckets.take(charges, reservation.at)
+        self._count(charges, verdict)
+        if not verdict.admitted:
+            if reservation.store:  # nobody knows whether the counter has charged it
+                self.tell(_spent(ticket, reservation, tuple(0 for _ in charges)))
+                del self._open[ticket]
+            raise words.refusal(charges, verdict)
+        self._open[ticket] = reservation._replace(charges=_charged(charges, verdict), here=True)
+        return words.headers(charges, verdict)
+
+    def _spend(self, ticket: str, reservation: Reservation, amounts: tuple[int, ...], now: float) -> None:
+        for charge, actual in zip(reservation.charges, amounts, strict=True) if reservation.here else ():
+            self.buckets.settle(charge, actual=actual, since=reservation.at, now=now)
+        if reservation.store:
+            self.tell(_spent(ticket, reservation, amounts))
+
+    def _count(self, charges: tuple[Charge, ...], verdict: Verdict) -> None:
+        for (limit, _), over in zip(charges, verdict.over, strict=True):
+            if over:
+                self.counts.over[limit.scope, limit.kind.value, "shadow" if limit.shadow else "enforced"] += 1
+
     def prune(self, now: float) -> None:
         """Forget what is empty; to be called every few seconds."""
         self.buckets.prune(now)
+        self._shared.prune(now)
 
     def _output(self, route: str, request: InferenceRequest) -> int:
         if request.api in _WITHOUT_OUTPUT:
@@ -141,6 +207,29 @@ class Limiter:
             answers = self._answers.get(route)
             each = answers.guess if answers is not None else int(_FIRST_GUESS)
         return max(each, 0) * request.choices
+
+
+def _charged(charges: tuple[Charge, ...], verdict: Verdict) -> tuple[Charge, ...]:
+    return tuple(charge for charge, over in zip(charges, verdict.over, strict=True) if not over)
+
+
+def _share(limit: Limit, pickers: int) -> Limit:
+    """Return the part of a limit that is one picker's while it is alone."""
+    if pickers == 1:
+        return limit
+    return limit._replace(amount=max(limit.amount // pickers, 1), rate=limit.rate / pickers)
+
+
+def _spent(ticket: str, reservation: Reservation, amounts: tuple[int, ...]) -> Spent:
+    return Spent(
+        reservation.store,
+        reservation.route,
+        ticket,
+        tuple(
+            (charge.limit.key, amount, charge.limit.rate, charge.amount if reservation.there else 0)
+            for charge, amount in zip(reservation.charges, amounts, strict=True)
+        ),
+    )
 
 
 def took(charge: Charge, outcome: Outcome | None) -> int:

@@ -1,0 +1,280 @@
+"""Limits that several pickers count together, in Redis: one atomic script for an admission, one for its settlement.
+
+No request waits longer than a bound, and none fails for Redis' sake: one that is slow, away or answers nonsense makes the
+errand Busy, and the picker goes on with its own share. Then Redis is left alone for a while. What was spent is told in
+order of its end, again and again until Redis has taken it; the script ignores what it has heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import math
+from collections import Counter, deque
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
+
+import redis.asyncio
+from redis.asyncio.cluster import ClusterNode
+from redis.exceptions import NoScriptError
+
+from extproc.adapters import telemetry
+from extproc.errors import Busy, ConfigError
+from extproc.types import Taken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from prometheus_client.metrics_core import Metric
+
+    from extproc.traffic.limits.limiter import Counts
+    from extproc.types import Spent, Take
+
+_LOG = logging.getLogger(__name__)
+_PREFIX: Final = "matrixinfer:"
+_WITHIN_S: Final = 0.05  # for an admission: Redis in the same zone takes below a millisecond
+_SETTLE_WITHIN_S: Final = 2.0
+_AWAY_S: Final = 1.0  # without asking, after a failure
+_TTL_S: Final = 3660  # of a reservation: the ledger gives up earlier
+_MOST_UNSETTLED: Final = 100_000  # some 40 MB
+_KINDS: Final = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+_PORT: Final = 6379
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a counter is, and how it is entered."""
+
+    kind: str  # "", sentinel, cluster
+    tls: bool
+    hosts: tuple[tuple[str, int], ...]
+    username: str | None = None
+    password: str | None = None
+    path: str = ""  # number of the database; of Sentinel: name of the service
+    ca_file: str | None = None
+
+    def answers_to(self, address: str) -> bool:
+        """Tell whether a route that names `address` means this one."""
+        return any(address in (f"{host}:{port}", f"[{host}]:{port}") for host, port in self.hosts)
+
+
+def endpoint(url: str) -> Endpoint:
+    """Read `redis[s][+sentinel|+cluster]://[user[:password]@]host[:port][,host...][/database or service][?ca_file=...]`.
+
+    Raises ConfigError.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _KINDS or not parts.netloc:
+        raise ConfigError("redis", f"an address begins with one of {', '.join(kind + '://' for kind in _KINDS)}")
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    found = []
+    for host in hosts.split(","):
+        one = urlsplit(f"//{host}")
+        try:
+            found.append((one.hostname or "", one.port or _PORT))
+        except ValueError:
+            raise ConfigError("redis", f"{host} is no host:port") from None
+    name, _, value = parts.query.partition("=")
+    if parts.query and name != "ca_file":
+        raise ConfigError("redis", f"{name} is not known: there is ca_file")
+    scheme, _, kind = parts.scheme.partition("+")
+    path = parts.path.strip("/")
+    if kind == "sentinel" and not path:
+        raise ConfigError("redis", "name the service that Sentinel watches: redis+sentinel://host:26379/NAME")
+    if kind != "sentinel" and path and not path.isdecimal():
+        raise ConfigError("redis", f"{path} is no number of a database")
+    return Endpoint(
+        kind=kind,
+        tls=scheme == "rediss",
+        hosts=tuple(found),
+        username=unquote(user) or None,
+        password=unquote(password) or None,
+        path=path,
+        ca_file=unquote(value) or None,
+    )
+
+
+def endpoints(file: Path | None) -> tuple[Endpoint, ...]:
+    """Read a file with one address on each line. Raises ConfigError."""
+    if file is None:
+        return ()
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("redis", f"{file} cannot be read: {error}") from error
+    return tuple(endpoint(line.strip()) for line in lines if line.strip() and not line.startswith("#"))
+
+
+class Stores:
+    """All counters that routes name. One client for each address."""
+
+    def __init__(self, known: Sequence[Endpoint], *, picker: str, within_s: float = _WITHIN_S) -> None:
+        """`picker`: a name that no other picker has."""
+        self.counts: Counter[str] = Counter()
+        self._known = known
+        self._picker = picker
+        self._within_s = within_s
+        self._stores: dict[str, _Store] = {}
+
+    async def take(self, take: Take) -> Taken:
+        """Charge. Raises Busy where there is no answer in time."""
+        store = self._of(take.store)
+        now = asyncio.get_running_loop().time()
+        if now < store.away_until:
+            self.counts["skipped"] += 1
+            raise Busy
+        arguments: list[Any] = ["take", take.ticket, self._picker, _TTL_S]
+        for asked in take.limits:
+            arguments += (asked.amount, asked.limit, repr(asked.rate), int(asked.shadow), repr(asked.level))
+        keys = (asked.key for asked in take.limits)
+        try:
+            async with asyncio.timeout(self._within_s):
+                taken = _taken(await store.run(take.route, keys, arguments), len(take.limits))
+        except TimeoutError:
+            self.counts["slow"] += 1
+        except Exception as error:  # noqa: BLE001 - whatever the client raises: no request fails for it
+            self.counts["failed"] += 1
+            _LOG.warning("Redis cannot count", extra={"address": take.store, "problem": str(error)})
+        else:
+            self.counts["ok"] += 1
+            return taken
+        store.away_until = asyncio.get_running_loop().time() + _AWAY_S
+        raise Busy
+
+    def tell(self, spent: Spent) -> None:
+        """Pass on what was spent, as soon as Redis takes it."""
+        store = self._of(spent.store)
+        if len(store.unsettled) >= _MOST_UNSETTLED:
+            store.unsettled.popleft()
+            self.counts["lost"] += 1
+        store.unsettled.append(spent)
+        if store.teller is None:
+            store.teller = asyncio.get_running_loop().create_task(self._tell(store))
+
+    async def close(self) -> None:
+        """Leave; what is not told by then expires."""
+        for store in self._stores.values():
+            if store.teller is not None:
+                store.teller.cancel()
+            await store.close()
+
+    def metrics(self, counts: Counts) -> Iterable[Metric]:
+        """Yield the metrics of limits."""
+        yield telemetry.counter(
+            "matrixinfer_limits_over",
+            "Times that a limit left no room, by whose it is and what it counts; shadow: the request went on.",
+            {labels: float(number) for labels, number in counts.over.items()},
+            ("scope", "type", "mode"),
+        )
+        yield telemetry.counter(
+            "matrixinfer_limits_alone", "Requests that met a global limit without its Redis.", {(): counts.alone}
+        )
+        yield telemetry.counter(
+            "matrixinfer_limits_store_calls",
+            "What became of admissions that Redis was to count, and settlements that it lost or refused.",
+            {(result,): float(number) for result, number in self.counts.items()},
+            ("result",),
+        )
+        yield telemetry.gauge(
+            "matrixinfer_limits_unsettled",
+            "Settlements that Redis has not taken yet.",
+            sum(len(store.unsettled) for store in self._stores.values()),
+        )
+
+    def _of(self, address: str) -> _Store:
+        store = self._stores.get(address)
+        if store is None:
+            host, _, port = address.rpartition(":")
+            plain = Endpoint("", tls=False, hosts=((host.strip("[]"), int(port)),))
+            found = next((one for one in self._known if one.answers_to(address)), plain)
+            store = self._stores[address] = _Store(found)
+        return store
+
+    async def _tell(self, store: _Store) -> None:
+        while store.unsettled:
+            spent = store.unsettled[0]
+            arguments: list[Any] = ["settle", spent.ticket]
+            for _, amount, rate, reserved in spent.amounts:
+                arguments += (amount, repr(rate), reserved)
+            try:
+                async with asyncio.timeout(_SETTLE_WITHIN_S):
+                    await store.run(spent.route, (each[0] for each in spent.amounts), arguments)
+            except Exception:  # noqa: BLE001 - likewise: it is told again
+                self.counts["unsettled"] += 1
+                await asyncio.sleep(_AWAY_S)
+                continue
+            if store.unsettled and store.unsettled[0] is spent:
+                store.unsettled.popleft()
+        store.teller = None
+
+
+class _Store:
+    """One counter."""
+
+    def __init__(self, where: Endpoint) -> None:
+        self.away_until = 0.0
+        self.unsettled: deque[Spent] = deque()
+        self.teller: asyncio.Task[None] | None = None
+        self._sentinels: list[Any] = []
+        self._client: Any = self._connect(where)
+
+    async def run(self, route: str, keys: Iterable[str], arguments: list[Any]) -> Any:
+        """Run the script on a route's keys, which a Cluster keeps together for the braces."""
+        named = [f"{_PREFIX}{{{route}}}/{name}" for name in ("due", "open", "pickers")]
+        named += [_PREFIX + key for key in keys]
+        text, digest = _script()
+        try:
+            return await self._client.execute_command("EVALSHA", digest, len(named), *named, *arguments)
+        except NoScriptError:
+            return await self._client.execute_command("EVAL", text, len(named), *named, *arguments)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for each in (self._client, *self._sentinels):
+            await each.aclose()
+
+    def _connect(self, where: Endpoint) -> Any:
+        options: dict[str, Any] = {
+            "username": where.username,
+            "password": where.password,
+            "socket_connect_timeout": _SETTLE_WITHIN_S,
+            "socket_timeout": _SETTLE_WITHIN_S,
+        }
+        if where.tls:
+            options |= {"ssl": True, "ssl_ca_certs": where.ca_file}
+        if where.kind == "cluster":
+            nodes = [ClusterNode(host, port) for host, port in where.hosts]
+            return redis.asyncio.RedisCluster(startup_nodes=nodes, **options)
+        if where.kind == "sentinel":
+            make: Any = redis.asyncio.Sentinel  # untyped
+            sentinel = make(where.hosts, sentinel_kwargs=options, **options)
+            self._sentinels = list(sentinel.sentinels)
+            return sentinel.master_for(where.path)
+        host, port = where.hosts[0]
+        return redis.asyncio.Redis(host=host, port=port, db=int(where.path or 0), **options)
+
+
+@cache
+def _script() -> tuple[str, str]:
+    text = Path(__file__).with_name("limits.lua").read_text()
+    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _taken(answer: Any, limits: int) -> Taken:
+    """Read the script's answer. Raises ValueError or TypeError for anything else."""
+    if not isinstance(answer, list) or len(answer) != 2 + 2 * limits:
+        raise ValueError(f"Redis answered {str(answer)[:100]}")
+    used = tuple(float(level) for level in answer[3::2])
+    if not all(map(math.isfinite, used)):
+        raise ValueError(f"Redis answered {str(answer)[:100]}")
+    return Taken(
+        admitted=int(answer[0]) == 1,
+        pickers=max(int(answer[1]), 1),
+        over=tuple(int(over) == 1 for over in answer[2::2]),
+        used=used,
+    )
