@@ -24,6 +24,7 @@ MANIFESTS = sorted(folder for folder in EXAMPLES.iterdir() if folder not in (SCH
 LATER = {"real-vllm"}  # needs vLLM
 HERE = {
     "quickstart",
+    "access",
     "prefill-decode",
     "canary",
     "header-routing",
