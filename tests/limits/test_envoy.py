@@ -5,7 +5,8 @@ import asyncio
 import pytest
 import pytest_asyncio
 
-from tests.e2e.stack import CHAT, a_pod, a_route, a_server, running
+from tests.e2e.stack import CHAT, a_pod, a_route, a_server, running, total
+from tests.limits import server
 from tests.local.waiting import eventually_async
 
 pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
@@ -98,3 +99,27 @@ async def test_requests_at_once_are_never_admitted_beyond_the_limit(world):
 
     assert {answer.status for answer in answers} == {200, 429}
     assert sum(answer.status == 200 for answer in answers) <= 50
+
+
+async def test_a_global_limit_counts_in_redis_and_goes_on_when_it_is_gone(world):
+    async with server.running() as redis:
+        limit = f"  rateLimit: {{unit: hour, requestsPerUnit: 5, global: {{redis: {{address: '{redis.address}'}}}}}}\n"
+        world.directory.joinpath("modelroute-shared.yaml").write_text(a_route("shared") + limit)
+        await there(world, "shared")
+
+        answers = [await world.send(CHAT, model="shared") for _ in range(6)]
+
+        assert [answer.status for answer in answers] == [200] * 5 + [429]
+        assert answers[4].headers["x-ratelimit-remaining-requests"] == "0"
+        assert "matrixinfer:{default/shared}/route/requests/" in redis.client().keys("*")
+        redis.kill()
+        assert (await world.send(CHAT, model="shared")).status == 429  # what this picker knows counts on
+        metrics = await world.metrics()
+        assert total(metrics, "matrixinfer_limits_alone_total") == 1
+        limit = limit.replace("requestsPerUnit: 5", "requestsPerUnit: 50")
+        world.directory.joinpath("modelroute-shared.yaml").write_text(a_route("shared") + limit)
+
+        async def passes():
+            return (await world.send(CHAT, model="shared")).status == 200
+
+        await eventually_async(passes)

@@ -94,6 +94,19 @@ def test_an_admitted_request_is_told_what_is_left():
     }
 
 
+def test_a_client_that_leaves_while_the_counter_is_asked_gives_all_back():
+    limit = {"requestsPerUnit": 10, "global": {"redis": {"address": "redis:6379"}}}
+    stage, spent = a_stage(**limit), []
+    stage.director.limiter.tell = spent.append
+    story = stage.director.decide(a_chat("hello"))
+    asked = next(story)
+
+    story.close()
+
+    assert [(one.ticket, one.amounts[0][1]) for one in spent] == [(asked.ticket, 0)]
+    assert len(stage.director.limiter) == 0
+
+
 def test_without_a_limit_nothing_is_told():
     assert Stage().decide(a_chat("hello")).told == ()
 
