@@ -143,7 +143,7 @@ class Jwks:
     """Where an issuer's public keys are: one of the three."""
 
     inline: str = ""
-    file: str = ""  # on Envoy's machine, read again when it is replaced
+    file: str = ""  # on Envoy's machine, read when the policy is taken
     url: str = ""
     cache_s: float = 300.0  # how long what the URL gave is used
 

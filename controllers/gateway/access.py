@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Name = tuple[str, str]
 
+_ENTRY: Final = re.compile("[-._a-zA-Z0-9]+")  # as Kubernetes has it, too
 _KINDS: Final = ("Model", "ModelRoute", "Gateway")  # the narrowest first
 
 
@@ -134,11 +136,12 @@ def _keys(
             found.missing[_name(policy)] = f"no Secret {ref.name!r} in namespace {namespace}: its keys are not known"
             continue
         for client, key in sorted(entries(secret).items()):
-            if key and key.isascii() and key.isprintable():
+            if key and key.isascii() and key.isprintable() and _ENTRY.fullmatch(client):
                 yield key, client
             else:
                 found.missing[_name(policy)] = (
-                    f"the entry {client!r} of Secret {ref.name!r} is empty or not plain text: it is no key"
+                    f"the entry {client!r} of Secret {ref.name!r} is no key: it is empty or no plain text, or its name has"
+                    " more than letters, digits, '-', '_' and '.'"
                 )
 
 

@@ -23,7 +23,6 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
     HttpUri,
-    WatchedDirectory,
 )
 from envoy_data_plane.envoy.config.rbac.v3 import Policy, RbacAction
 from envoy_data_plane.envoy.config.rbac.v3 import Rbac as Rules
@@ -207,8 +206,7 @@ def _provider(issuer: ir.Issuer) -> JwtProvider:
             async_fetch=JwksAsyncFetch(fast_listener=True, failed_refetch_duration=timedelta(seconds=1)),
         )
     elif jwks.file:
-        folder = jwks.file.rpartition("/")[0] or "/"
-        local = DataSource(filename=jwks.file, watched_directory=WatchedDirectory(path=folder, watch_modify=True))
+        local = DataSource(filename=jwks.file)
     else:
         local = DataSource(inline_string=jwks.inline)
     return JwtProvider(

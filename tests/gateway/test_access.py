@@ -80,7 +80,7 @@ def test_a_rule_grants_the_models_that_it_names():
 def test_keys_come_from_secrets_and_a_missing_secret_is_said():
     translation = made(
         a_policy("p", apiKeys={"secretRefs": [{"name": "keys"}, {"name": "gone"}]}),
-        secrets=[a_secret("keys", alice="sk-1\n", bob="")],
+        secrets=[a_secret("keys", **{"alice": "sk-1\n", "bob": "", ",default/other,|x": "sk-2"})],
     )
 
     assert translation.config.access.keys == (ir.ApiKey("sk-1", "alice", ("default/p",)),)

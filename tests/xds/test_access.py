@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from controllers import ir
+from controllers.xds.snapshot import Builder
 from matrixinfer.api import dataplane
 from tests.xds.issuer import Signer
 from tests.xds.stack import Engine, Immediate, demo, running
@@ -208,3 +209,59 @@ async def test_keys_of_an_issuer_come_from_a_url_and_its_absence_is_said():
     await server.stop()
     assert (away.status, away.json["error"]["code"], by_key.status) == (503, "keys_unavailable", 200)
     assert (again, len(server.requests)) == ([200] * 5, fetched)
+
+
+async def test_keys_of_an_issuer_come_from_a_file(tmp_path):
+    file = tmp_path / "jwks.json"
+    file.write_text(SIGNER.jwks)
+    async with running(module=True) as stack:
+        await stack.apply(access=replace(ACCESS, issuers=(replace(ISSUER, jwks=ir.Jwks(file=str(file))),)))
+        stack.pick(0)
+
+        assert (await stack.envoy.request(**bearer(SIGNER.token(aud="gateway")))).status == 200
+        assert (await stack.envoy.request(**bearer(Signer().token(aud="gateway")))).status == 401
+
+
+async def test_a_policy_for_one_model_leaves_the_others_open_and_each_issuer_has_its_own():
+    partner = Signer("p1", "https://partner.test")
+    mine = ir.Grant("default/mine", issuers=((SIGNER.url, ()),))
+    theirs = ir.Grant("default/theirs", issuers=((partner.url, ()),))
+    issuers = (ISSUER, ir.Issuer(partner.url, ir.Jwks(inline=partner.jwks), tenant_claim="org.team"))
+    team = {"org": {"team": "red"}}
+    cases = [
+        ({}, "demo", 200),
+        ({}, "mine", 401),
+        (bearer(SIGNER.token()), "mine", 200),
+        (bearer(SIGNER.token()), "theirs", 403),
+        (bearer(partner.token(**team)), "theirs", 200),
+        (bearer(partner.token(**team)), "mine", 403),
+        (bearer(partner.token()), "theirs", 401),
+        (bearer(partner.token(**team, exp=1)), "demo", 401),
+        (bearer(Signer("k1", partner.url).token(**team)), "theirs", 401),
+        (bearer(Signer(url="https://x").token()), "theirs", 401),
+        (bearer("sk-1"), "mine", 401),
+        ({"x_api_key": "sk-1"}, "mine", 401),
+    ]
+    async with running(module=True) as stack:
+        models = (("demo", None), ("mine", (mine,)), ("theirs", (theirs,)))
+        delivery = await stack.apply(access=ir.Access(issuers=issuers, models=models))
+        stack.pick(0)
+
+        found = [(await stack.envoy.request(body=model(asked), **headers)).status for headers, asked, _ in cases]
+        red = bearer(partner.token(**team))
+        told = [(await stack.envoy.request("GET", "/v1/models", **headers)).status for headers in ({}, red)]
+        listed = [one[dataplane.ACCESS_METADATA]["models"] for one in stack.picker.told[-2:]]
+        nameless = await stack.envoy.request(body=b"{}")
+
+    assert not delivery.refusals
+    assert found == [status for _, _, status in cases]
+    assert (told, listed, nameless.status) == ([200, 200], [["demo"], ["demo", "theirs"]], 400)
+
+
+def test_without_policies_envoy_is_told_nothing_of_access():
+    gateway = ir.Gateway((ir.Listener("gateway", "127.0.0.1", 0),), ir.Picker(ir.Address(path="/picker.sock")))
+
+    snapshot = Builder().build(ir.IR(gateway))
+
+    told = b"".join(one.encoded for resources in snapshot.resources.values() for one in resources.values())
+    assert not [word for word in (b"jwt", b"rbac", b"api_key", b"matrixinfer.access", b"tls") if word in told]

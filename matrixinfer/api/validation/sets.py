@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 from matrixinfer.api import core, kinds, workload
-from matrixinfer.api.networking import ModelRoute, ModelServer
+from matrixinfer.api.networking import AccessPolicy, ModelRoute, ModelServer
 from matrixinfer.api.validation.objects import Problem, kind_of, validate
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class _World:
     parents: set[Parent] = field(default_factory=set)
     servers: list[tuple[int, ModelServer]] = field(default_factory=list)
     routes: list[tuple[int, ModelRoute]] = field(default_factory=list)
+    policies: list[tuple[int, AccessPolicy]] = field(default_factory=list)
     pods: list[core.Pod] = field(default_factory=list)
 
 
@@ -62,6 +63,7 @@ def validate_set(manifests: Sequence[object]) -> list[Finding]:
     found.extend(_unselected(world))
     found.extend(_dangling(world))
     found.extend(_shadowed(world))
+    found.extend(_unknown(world))
     return [
         Finding(index, _subject(manifests[index]), problem)
         for index, problem in sorted(found, key=lambda pair: pair[0])
@@ -93,6 +95,8 @@ def _enter(world: _World, index: int, manifest: dict[str, Any], *, sound: bool) 
         world.servers.append((index, ModelServer.model_validate(named)))
     elif kind == kinds.MODEL_ROUTE:
         world.routes.append((index, ModelRoute.model_validate(named)))
+    elif kind == kinds.ACCESS_POLICY:
+        world.policies.append((index, AccessPolicy.model_validate(named)))
     elif kind == kinds.POD:
         world.pods.append(core.Pod.model_validate(named))
     elif kind == kinds.MODEL_INFER:
@@ -132,6 +136,20 @@ def _dangling(world: _World) -> Iterator[tuple[int, Problem]]:
                     index,
                     _problem(("spec", "parentRefs", i), f"no {named} here: only that Gateway would serve the route"),
                 )
+
+
+def _unknown(world: _World) -> Iterator[tuple[int, Problem]]:
+    """Say which Secrets and routes that policies name are not here."""
+    for index, policy in world.policies:
+        namespace = policy.metadata.namespace
+        for i, ref in enumerate(policy.spec.api_keys.secret_refs if policy.spec.api_keys is not None else ()):
+            if (kinds.SECRET, namespace, ref.name) not in world.names:
+                text = f"no Secret {ref.name!r} here in namespace {namespace}: its keys let nobody in"
+                yield index, _problem(("spec", "apiKeys", "secretRefs", i, "name"), text)
+        for i, target in enumerate(policy.spec.target_refs):
+            if target.kind == "ModelRoute" and (kinds.MODEL_ROUTE, namespace, target.name or "") not in world.names:
+                text = f"no ModelRoute {target.name!r} here in namespace {namespace}: nothing of it is protected"
+                yield index, _problem(("spec", "targetRefs", i, "name"), text)
 
 
 def _no_server(world: _World, namespace: str, name: str) -> str:
