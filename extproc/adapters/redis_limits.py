@@ -39,6 +39,8 @@ _PREFIX: Final = "matrixinfer:"
 _WITHIN_S: Final = 0.05  # for an admission: Redis in the same zone takes below a millisecond
 _SETTLE_WITHIN_S: Final = 2.0
 _AWAY_S: Final = 1.0  # without asking, after a failure
+_AT_ONCE: Final = 16  # commands under way, each with a connection: one picker's loop does not fill more
+_LAST_WORDS_S: Final = 1.0
 _TTL_S: Final = 3660  # of a reservation: the ledger gives up earlier
 _MOST_UNSETTLED: Final = 100_000  # some 40 MB
 _KINDS: Final = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
@@ -157,7 +159,10 @@ class Stores:
             store.teller = asyncio.get_running_loop().create_task(self._tell(store))
 
     async def close(self) -> None:
-        """Leave; what is not told by then expires."""
+        """Tell what is left if Redis takes it at once, and leave; what is not told expires there."""
+        tellers = [store.teller for store in self._stores.values() if store.teller is not None]
+        if tellers:
+            await asyncio.wait(tellers, timeout=_LAST_WORDS_S)
         for store in self._stores.values():
             if store.teller is not None:
                 store.teller.cancel()
@@ -220,6 +225,7 @@ class _Store:
         self.away_until = 0.0
         self.unsettled: deque[Spent] = deque()
         self.teller: asyncio.Task[None] | None = None
+        self._turns = asyncio.Semaphore(_AT_ONCE)
         self._sentinels: list[Any] = []
         self._client: Any = self._connect(where)
 
@@ -228,10 +234,11 @@ class _Store:
         named = [f"{_PREFIX}{{{route}}}/{name}" for name in ("due", "open", "pickers")]
         named += [_PREFIX + key for key in keys]
         text, digest = _script()
-        try:
-            return await self._client.execute_command("EVALSHA", digest, len(named), *named, *arguments)
-        except NoScriptError:
-            return await self._client.execute_command("EVAL", text, len(named), *named, *arguments)
+        async with self._turns:
+            try:
+                return await self._client.execute_command("EVALSHA", digest, len(named), *named, *arguments)
+            except NoScriptError:
+                return await self._client.execute_command("EVAL", text, len(named), *named, *arguments)
 
     async def close(self) -> None:
         """Close all connections."""
