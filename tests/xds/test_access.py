@@ -265,3 +265,16 @@ def test_without_policies_envoy_is_told_nothing_of_access():
 
     told = b"".join(one.encoded for resources in snapshot.resources.values() for one in resources.values())
     assert not [word for word in (b"jwt", b"rbac", b"api_key", b"matrixinfer.access", b"tls") if word in told]
+
+
+async def test_credentials_are_forwarded_where_a_policy_asks_for_it():
+    async with running(module=True) as stack:
+        await stack.apply(access=replace(ACCESS, issuers=(replace(ISSUER, forward=True),), forward_keys=True))
+        stack.pick(0)
+        token = SIGNER.token(aud="gateway")
+
+        for headers in (bearer(token), bearer("sk-bob"), {"x_api_key": "sk-bob"}):
+            assert (await stack.envoy.request(**headers)).status == 200
+
+        seen = [(one.headers.get("authorization"), one.headers.get("x-api-key")) for one in stack.engines[0].requests]
+        assert seen == [(f"bearer {token.lower()}", None), ("bearer sk-bob", None), (None, "sk-bob")]
