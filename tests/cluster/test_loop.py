@@ -76,6 +76,50 @@ async def test_a_controller_makes_children_and_says_so_in_the_status(cluster):
         await eventually(back)
 
 
+async def test_nothing_is_decided_before_the_whole_world_is_known(cluster):
+    await cluster.create(WIDGET, a_widget("default", size=1))
+    await cluster.create(GADGET, a_gadget(await cluster.get(WIDGET, "w", "default")))
+    listed = asyncio.Event()
+
+    class Slow:
+        """Lists gadgets when it may; all else is the cluster's."""
+
+        def __getattr__(self, name):
+            return getattr(cluster, name)
+
+        async def list(self, kind, **options):
+            if kind == GADGET:
+                await listed.wait()
+            return await cluster.list(kind, **options)
+
+    found = []
+
+    def counts(key, world, _now):
+        found.append(len(world.all(GADGET)))
+        return Plan()
+
+    async with running(Slow(), counts, watches={WIDGET: itself(WIDGET), GADGET: owner(WIDGET)}) as loop:
+
+        async def half() -> bool:
+            return bool(loop.world.all(WIDGET))
+
+        await eventually(half)
+        loop.refresh()  # as a new leader does
+        loop.touch(Key("Widget", "default", "w"))  # as somebody outside the cluster may
+        for _ in range(20):
+            await asyncio.sleep(0)
+        early = list(found)
+        listed.set()
+
+        async def decided() -> bool:
+            return bool(found)
+
+        await eventually(decided)
+
+    assert early == []
+    assert set(found) == {1}
+
+
 async def test_a_bug_is_tried_again_and_does_not_hold_up_others(cluster):
     failures = 3
     done = asyncio.Event()
