@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class _Bucket:
     at: float
     rate: float
     lows: list[tuple[float, float]] = field(default_factory=list)  # time, level before a charge; both rise
+    opened: dict[float, int] = field(default_factory=dict)  # times of reservations that are open, oldest first
 
     def drain(self, now: float) -> None:
         """Bring the level to `now`. A clock that went back drains nothing, and goes on from there."""
@@ -56,29 +58,62 @@ class _Bucket:
         self.at = now
 
     def take(self, amount: float) -> None:
-        """Add a charge."""
-        lows = self.lows
+        """Add a charge, and open its reservation."""
+        lows, opened = self.lows, self.opened
         while lows and lows[-1][1] >= self.used:
             lows.pop()
-        lows.append((self.at, self.used))
-        if len(lows) > _MOST_LOWS:
-            # The lower of two stands for both, which gives less back; of those that lie closest, as what was reserved
-            # between them is less than either then, so that nothing is lost.
-            place = min(range(len(lows) - 1), key=lambda at: lows[at + 1][1] / max(lows[at][1], 1.0))
-            lows[place : place + 2] = [(lows[place + 1][0], lows[place][1])]
+        if opened:
+            lows.append((self.at, self.used))
+            if len(lows) > _MOST_LOWS:
+                self.lows = _thinned(lows)
         self.used += amount
+        opened[self.at] = opened.get(self.at, 0) + 1
+
+    def close(self, since: float) -> None:
+        """End a reservation made at `since`; what no other can need is forgotten."""
+        opened = self.opened
+        left = opened.get(since, 0)
+        if left > 1:
+            opened[since] = left - 1
+            return
+        opened.pop(since, None)
+        oldest = next(iter(opened), None)
+        if oldest is None:
+            self.lows.clear()
+        elif self.lows and self.lows[0][0] <= oldest:
+            del self.lows[: bisect_right(self.lows, oldest, key=_time)]
 
     def give_back(self, amount: float, since: float) -> None:
         """Take off what is left of `amount`, reserved at `since`."""
-        lows, self.lows = self.lows, []
+        lows = self.lows
         first = bisect_right(lows, since, key=_time)
-        given = min(amount, self.used, lows[first][1] if first < len(lows) else amount)
+        given = min(amount, self.used)
+        if first < len(lows):
+            given = min(given, lows[first][1])
+            later = [(at, level - given) for at, level in lows[first:]]
+            while first and lows[first - 1][1] >= later[0][1]:
+                first -= 1
+            lows[first:] = later
         self.used -= given
-        for place, (at, before) in enumerate(lows):
-            level = before - given if place >= first else before
-            while self.lows and self.lows[-1][1] >= level:
-                self.lows.pop()
-            self.lows.append((at, level))
+
+
+def _thinned(lows: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return about half of them: of two the lower stands for both, which gives less back.
+
+    Those that lie closest go: what was reserved between them is less than either then, so that nothing is lost.
+    """
+    apart = [after[1] / max(before[1], 1.0) for before, after in pairwise(lows)]
+    limit = sorted(apart)[len(apart) // 2]
+    kept = [lows[0]]
+    merged = False
+    for low, distance in zip(lows[1:], apart, strict=True):
+        if distance <= limit and not merged:
+            kept[-1] = (low[0], kept[-1][1])
+            merged = True  # never three at once: distances would add up
+        else:
+            kept.append(low)
+            merged = False
+    return kept
 
 
 def _time(low: tuple[float, float]) -> float:
@@ -129,15 +164,17 @@ class Buckets:
             bucket.used += actual - charge.amount
         elif actual < charge.amount:
             bucket.give_back(charge.amount - actual, since)
+        bucket.close(since)
 
     def put(self, limit: Limit, used: float, now: float) -> None:
         """Take the level of a limit from somebody who knows it better."""
         bucket = self._of(limit, now)
-        bucket.used, bucket.lows = used, []
+        bucket.used = used
+        bucket.lows.clear()
 
     def prune(self, now: float) -> None:
         """Forget buckets that are empty."""
-        for key in [key for key in self._buckets if self.used(key, now) <= 0.0]:
+        for key in [key for key, one in self._buckets.items() if not one.opened and self.used(key, now) <= 0.0]:
             del self._buckets[key]
 
     def _of(self, limit: Limit, now: float) -> _Bucket:
