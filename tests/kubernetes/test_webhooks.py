@@ -268,18 +268,8 @@ async def test_a_configuration_applied_again_keeps_its_bundle_or_gets_it_back(us
 
 async def test_what_cert_manager_looks_after_is_shown_and_not_written(plane, core, user, other_namespace, configured):
     place = Place(other_namespace, f"webhooks-{user.namespace}")
-    async with webhooks(plane, place) as (_, port):
-        await configured(
-            a_configuration(
-                place.name,
-                port,
-                user.namespace,
-                **{"cert-manager.io/inject-ca-from": f"{place.namespace}/{place.name}"},
-            )
-        )
-    # Whatever was made before the annotation was there is left as it is.
-    with contextlib.suppress(official.ApiException):
-        await asyncio.to_thread(core.delete_namespaced_secret, place.name, place.namespace)
+    injected = {"cert-manager.io/inject-ca-from": f"{place.namespace}/{place.name}"}
+    await configured(a_configuration(place.name, 9, user.namespace, **injected))  # who asks is not the question here
     async with webhooks(plane, place) as (server, _):
         made = a_tls_secret(place)
         await asyncio.to_thread(core.create_namespaced_secret, place.namespace, made)
