@@ -137,6 +137,7 @@ class Stores:
         try:
             async with asyncio.timeout(self._within_s):
                 taken = _taken(await store.run(take.route, keys, arguments), len(take.limits))
+                _check(take, taken)
         except TimeoutError:
             self.counts["slow"] += 1
         except Exception as error:  # noqa: BLE001 - whatever the client raises: no request fails for it
@@ -270,6 +271,13 @@ class _Store:
 def _script() -> tuple[str, str]:
     text = Path(__file__).with_name("limits.lua").read_text()
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _check(take: Take, taken: Taken) -> None:
+    """Raise ValueError for an answer that says one thing of the request and another of its limits."""
+    reached = any(over and not asked.shadow for asked, over in zip(take.limits, taken.over, strict=True))
+    if reached == taken.admitted:
+        raise ValueError("Redis answered what cannot be")
 
 
 def _taken(answer: Any, limits: int) -> Taken:

@@ -195,7 +195,15 @@ async def test_a_redis_that_was_never_there_refuses_nobody():
 
 
 @pytest.mark.parametrize(
-    "answer", [b"+OK\r\n", b"*1\r\n$3\r\nabc\r\n", b"-ERR no\r\n", b"HTTP/1.1 400\r\n\r\n", b"*3\r\n"]
+    "answer",
+    [
+        b"+OK\r\n",
+        b"*1\r\n$3\r\nabc\r\n",
+        b"-ERR no\r\n",
+        b"HTTP/1.1 400\r\n\r\n",
+        b"*3\r\n",
+        b"*4\r\n:0\r\n:1\r\n:0\r\n$1\r\n0\r\n",
+    ],
 )
 async def test_whatever_a_server_answers_that_is_no_redis_the_picker_goes_on_alone(answer):
     async def nonsense(reader, writer):
