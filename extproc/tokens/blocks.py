@@ -86,6 +86,7 @@ class TokenBlocks:
         self._text = text
         self._bounds = bounds
         self._jobs: dict[bytes, _Job] = {}
+        self._stretches = chain.Stretches()
 
     def prefix(self, request: InferenceRequest, model: str) -> Prefix | Unread:
         """Return the chain over the engine's tokens, or what has to be done for it."""
@@ -175,7 +176,7 @@ class TokenBlocks:
     def _by_ids(self, request: InferenceRequest, model: str, prompt: Prompt, ids: TokenIds) -> Prefix:
         self.counts.requests["tokens"] += 1
         root = chain.root(model, request.cache_salt)
-        hashes = chain.chain(ids, root, self._bounds.block_tokens, self._bounds.max_blocks)
+        hashes = self._stretches.chain(ids, root, self._bounds.block_tokens, self._bounds.max_blocks)
         lasting = (len(ids) - prompt.opening) // self._bounds.block_tokens if prompt.opening else None
         return Prefix(hashes, self._bounds.block_tokens, len(ids) + prompt.more, prompt.exact, lasting)
 

@@ -8,11 +8,12 @@ a chain have one size.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     TokenIds = NDArray[np.uint32]
 
 _ID_BYTES: Final = 4
+_STRETCH: Final = 128  # blocks
 
 
 def root(model: str, salt: str = "") -> int:
@@ -34,13 +36,59 @@ def chain(ids: TokenIds, previous: int, block_tokens: int, most: int | None = No
 
     640 blocks of 16 take 60 µs.
     """
+    return hashed(as_blocks(ids, block_tokens, most), previous, block_tokens * _ID_BYTES)
+
+
+def as_blocks(ids: TokenIds, block_tokens: int, most: int | None = None) -> memoryview[int]:
+    """Return the bytes of the full blocks of `ids`, of `most` at most."""
     full = len(ids) // block_tokens
     if most is not None and full > most:
         full = most
-    size = block_tokens * _ID_BYTES
+    return packed(ids).view(np.uint8).data[: full * block_tokens * _ID_BYTES]
+
+
+def hashed(blocks: memoryview[int], previous: int, size: int) -> list[int]:
+    """Return the hashes of blocks of `size` bytes, the first of which follows the block `previous`."""
     digest = xxh3_64_intdigest
-    blocks = Struct(f"{size}s").iter_unpack(packed(ids).view(np.uint8).data[: full * size])
-    return [previous := digest(block, previous) for (block,) in blocks]
+    return [previous := digest(block, previous) for (block,) in Struct(f"{size}s").iter_unpack(blocks)]
+
+
+class Stretches:
+    """The hashes of long stretches of blocks that came before: 640 known blocks take 5 µs instead of 60.
+
+    A stretch is known by its bytes and the block before it. The least recently used is forgotten first; 4096 stretches are
+    half a million blocks in some 21 MB.
+    """
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._known: OrderedDict[bytes, list[int]] = OrderedDict()
+
+    def chain(self, ids: TokenIds, previous: int, block_tokens: int, most: int | None = None) -> list[int]:
+        """Return what the function `chain` returns."""
+        return self.hashed(as_blocks(ids, block_tokens, most), previous, block_tokens * _ID_BYTES)
+
+    def hashed(self, blocks: memoryview[int], previous: int, size: int) -> list[int]:
+        """Return what the function `hashed` returns."""
+        step = _STRETCH * size
+        whole = len(blocks) - len(blocks) % step
+        known = self._known
+        hashes: list[int] = []
+        for begin in range(0, whole, step):
+            stretch = blocks[begin : begin + step]
+            key = xxh3_128_digest(stretch, previous ^ size)
+            found = known.get(key)
+            if found is None:
+                found = known[key] = hashed(stretch, previous, size)
+                if len(known) > self._most:
+                    known.popitem(last=False)
+            else:
+                known.move_to_end(key)
+            hashes += found
+            previous = found[-1]
+        if whole < len(blocks):
+            hashes += hashed(blocks[whole:], previous, size)
+        return hashes
 
 
 def packed(ids: Sequence[int] | TokenIds) -> TokenIds:

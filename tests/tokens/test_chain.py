@@ -65,3 +65,17 @@ def test_the_bound_cuts_the_chain_short():
 def test_what_is_no_token_id_is_refused(ids):
     with pytest.raises(ValueError, match="not token ids"):
         chain.packed(ids)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 700), st.integers(0, 1)), min_size=1, max_size=12),
+    st.sampled_from([1, 2, 3]),
+    st.integers(1, 4),
+)
+def test_stretches_that_came_before_change_no_hash(prompts, block_tokens, most):
+    stretches = chain.Stretches(most)
+    for content, length, root in prompts:
+        ids = np.arange(length, dtype=np.uint32) // (content + 1)
+
+        assert stretches.chain(ids, root, block_tokens, 300) == chain.chain(ids, root, block_tokens, 300)
+        assert len(stretches._known) <= most
