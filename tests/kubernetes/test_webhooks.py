@@ -28,7 +28,7 @@ from tests.kubernetes import control_plane
 from tests.kubernetes.conftest import access
 from tests.webhooks.builders import a_route, a_server, an_infer
 
-DEPLOY = control_plane.ROOT / "deploy"
+DEPLOY = control_plane.ROOT / "charts" / "manifests"
 KUBECTL = control_plane.BUILT / "kubectl"
 
 
