@@ -316,9 +316,7 @@ def events(body: bytes) -> list[str]:
 
 
 @asynccontextmanager
-async def running(
-    directory: Path, *documents: str, ready_s: float = PATIENCE_S, **config: Any
-) -> AsyncIterator[World]:
+async def running(directory: Path, *documents: str, ready_s: float = PATIENCE_S, **config: Any) -> AsyncIterator[World]:
     """A stack that serves `documents`, in one file for each; `ready_s`: how long its start may take."""
     write(directory, documents)
     settings = Config(
