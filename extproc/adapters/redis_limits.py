@@ -69,15 +69,17 @@ def endpoint(url: str) -> Endpoint:
 
     Raises ConfigError.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in _KINDS or not parts.netloc:
+    # Some Pythons refuse an authority with brackets behind its beginning, as several hosts have it.
+    authority = url.partition("://")[2].partition("/")[0].partition("?")[0]
+    parts = urlsplit(url.replace(authority, "hosts", 1) if authority else url)
+    if parts.scheme not in _KINDS or not authority:
         raise ConfigError("redis", f"an address begins with one of {', '.join(kind + '://' for kind in _KINDS)}")
-    credentials, _, hosts = parts.netloc.rpartition("@")
+    credentials, _, hosts = authority.rpartition("@")
     user, _, password = credentials.partition(":")
     found = []
     for host in hosts.split(","):
-        one = urlsplit(f"//{host}")
         try:
+            one = urlsplit(f"//{host}")
             found.append((one.hostname or "", one.port or _PORT))
         except ValueError:
             raise ConfigError("redis", f"{host} is no host:port") from None

@@ -47,34 +47,42 @@ def model(name):
     return b'{"model":"%s"}' % name.encode()
 
 
-MATRIX = [
-    ("nothing", {}, "demo", 401, "missing_credentials"),
-    ("a key", bearer("sk-bob"), "demo", 200, None),
-    ("a key as x-api-key", {"x_api_key": "sk-bob"}, "demo", 200, None),
-    ("an unknown key", bearer("sk-nobody"), "demo", 401, "invalid_api_key"),
-    ("Basic", {"authorization": "Basic c2s6"}, "demo", 401, "invalid_api_key"),
-    ("a key for another model", bearer("sk-bob"), "gold", 403, "model_not_allowed"),
-    ("a key and its model", bearer("sk-alice"), "gold", 200, None),
-    ("the same name by another policy", bearer("sk-mallory"), "gold", 403, "model_not_allowed"),
-    ("a key, a name that no policy knows", bearer("sk-bob"), "else", 200, None),
-    ("a model that is nobody's", bearer("sk-alice"), "locked", 403, "model_not_allowed"),
-    ("a token", bearer(SIGNER.token(aud="gateway")), "demo", 200, None),
-    ("a token with two audiences", bearer(SIGNER.token(aud=["x", "gateway"])), "demo", 200, None),
-    ("a wrong audience", bearer(SIGNER.token(aud="x")), "demo", 403, "model_not_allowed"),
-    ("expired", bearer(SIGNER.token(aud="gateway", exp=int(time.time()) - 60)), "demo", 401, "invalid_api_key"),
-    ("not yet valid", bearer(SIGNER.token(aud="gateway", nbf=int(time.time()) + 600)), "demo", 401, "invalid_api_key"),
-    ("never expiring", bearer(SIGNER.token(aud="gateway", exp=None)), "demo", 401, "invalid_api_key"),
-    ("alg none", bearer(SIGNER.token(alg="none", aud="gateway")), "demo", 401, "invalid_api_key"),
-    ("a forged signature", bearer(Signer().token(aud="gateway")), "demo", 401, "invalid_api_key"),
-    ("another issuer", bearer(Signer(url="https://x").token(aud="gateway")), "demo", 401, "invalid_api_key"),
-    ("garbage", bearer("a.b.c"), "demo", 401, "invalid_api_key"),
-    ("a tenant that may", bearer(SIGNER.token(sub="carol")), "gold", 200, None),
-    ("a tenant that may not", bearer(SIGNER.token(sub="dave")), "gold", 403, "model_not_allowed"),
-    ("a claim", bearer(SIGNER.token(sub="dave", realm={"groups": ["x", "admins"]})), "gold", 200, None),
-    ("no tenant", bearer(SIGNER.token(sub=None, aud="gateway")), "demo", 401, "missing_credentials"),
-    ("a token of 20 kB", bearer(SIGNER.token(aud="gateway", x="y" * 20_000)), "demo", 200, None),
-    ("a token of 100 kB", bearer(SIGNER.token(aud="gateway", x="y" * 100_000)), "demo", 431, None),
-]
+def matrix():
+    """Name, headers, model, status, code; tokens are made when they are used, as they expire."""
+    return [
+        ("nothing", {}, "demo", 401, "missing_credentials"),
+        ("a key", bearer("sk-bob"), "demo", 200, None),
+        ("a key as x-api-key", {"x_api_key": "sk-bob"}, "demo", 200, None),
+        ("an unknown key", bearer("sk-nobody"), "demo", 401, "invalid_api_key"),
+        ("Basic", {"authorization": "Basic c2s6"}, "demo", 401, "invalid_api_key"),
+        ("a key for another model", bearer("sk-bob"), "gold", 403, "model_not_allowed"),
+        ("a key and its model", bearer("sk-alice"), "gold", 200, None),
+        ("the same name by another policy", bearer("sk-mallory"), "gold", 403, "model_not_allowed"),
+        ("a key, a name that no policy knows", bearer("sk-bob"), "else", 200, None),
+        ("a model that is nobody's", bearer("sk-alice"), "locked", 403, "model_not_allowed"),
+        ("a token", bearer(SIGNER.token(aud="gateway")), "demo", 200, None),
+        ("a token with two audiences", bearer(SIGNER.token(aud=["x", "gateway"])), "demo", 200, None),
+        ("a wrong audience", bearer(SIGNER.token(aud="x")), "demo", 403, "model_not_allowed"),
+        ("expired", bearer(SIGNER.token(aud="gateway", exp=int(time.time()) - 60)), "demo", 401, "invalid_api_key"),
+        (
+            "not yet valid",
+            bearer(SIGNER.token(aud="gateway", nbf=int(time.time()) + 600)),
+            "demo",
+            401,
+            "invalid_api_key",
+        ),
+        ("never expiring", bearer(SIGNER.token(aud="gateway", exp=None)), "demo", 401, "invalid_api_key"),
+        ("alg none", bearer(SIGNER.token(alg="none", aud="gateway")), "demo", 401, "invalid_api_key"),
+        ("a forged signature", bearer(Signer().token(aud="gateway")), "demo", 401, "invalid_api_key"),
+        ("another issuer", bearer(Signer(url="https://x").token(aud="gateway")), "demo", 401, "invalid_api_key"),
+        ("garbage", bearer("a.b.c"), "demo", 401, "invalid_api_key"),
+        ("a tenant that may", bearer(SIGNER.token(sub="carol")), "gold", 200, None),
+        ("a tenant that may not", bearer(SIGNER.token(sub="dave")), "gold", 403, "model_not_allowed"),
+        ("a claim", bearer(SIGNER.token(sub="dave", realm={"groups": ["x", "admins"]})), "gold", 200, None),
+        ("no tenant", bearer(SIGNER.token(sub=None, aud="gateway")), "demo", 401, "missing_credentials"),
+        ("a token of 20 kB", bearer(SIGNER.token(aud="gateway", x="y" * 20_000)), "demo", 200, None),
+        ("a token of 100 kB", bearer(SIGNER.token(aud="gateway", x="y" * 100_000)), "demo", 431, None),
+    ]
 
 
 @pytest.mark.parametrize("module", [True, False])
@@ -84,7 +92,7 @@ async def test_the_matrix_is_decided_without_the_picker(module, fail_open):
         await stack.apply(access=ACCESS)
         stack.pick(0)
         wrong = {}
-        for name, headers, asked, status, code in MATRIX:
+        for name, headers, asked, status, code in matrix():
             before = len(stack.picker.seen)
             answer = await stack.envoy.request(body=model(asked), **headers)
             error = answer.json.get("error", {})
