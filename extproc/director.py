@@ -6,7 +6,6 @@ chance and ticket numbers are arguments. Runs on the loop only.
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ import msgspec
 import numpy as np
 
 from extproc import errors
+from extproc.decisions import Record, explanation
 from extproc.kvcache.exact import homeless
 from extproc.prefilling.plan import Asked
 from extproc.prefilling.story import Prefilling
@@ -36,10 +36,9 @@ if TYPE_CHECKING:
     from extproc.kvcache.exact import ExactIndex
     from extproc.kvcache.index import PrefixIndex
     from extproc.prefilling.plan import Split
-    from extproc.prefilling.told import Told
     from extproc.scheduling.endpoints import EndpointTable
     from extproc.scheduling.framework import Draw
-    from extproc.scheduling.scheduler import Result, Scheduler, Trace
+    from extproc.scheduling.scheduler import Result, Scheduler
     from extproc.tokens.text import PrefixBlocks
     from extproc.traffic.ledger import Ledger, Settlement
     from extproc.traffic.limits.limiter import Headers
@@ -50,19 +49,6 @@ if TYPE_CHECKING:
 
 _JSON: Final = (("content-type", "application/json"),)
 _SATURATED_RETRY_S: Final = 1  # load changes within a second
-_EXPLAINED: Final = 16  # candidates in a response header, whose size is bounded
-
-
-@dataclass(slots=True)
-class Record:
-    """A recent decision, and its end once that is known."""
-
-    sent: Sent
-    rule: str
-    trace: Trace | None
-    settlement: Settlement | None = None
-    prefix: Prefix | None = None  # what the blocks are made of, without them
-    prefill: Told | None = None  # None: every pod of the server does both
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +169,6 @@ class Director:
                 raise _later(rejection) from None
             cycle, result, body = split.cycle, split.result, body if split.body is None else split.body
         record = self._record(ticket, cycle, prefix, placement=placement, result=result, split=split)
-        record.prefix = prefix._replace(hashes=())
         return Decision(
             ticket=record.sent.ticket,
             endpoints=result.addresses,
@@ -373,7 +358,8 @@ class Director:
             self._witness.decided(sent, cycle, prefix, result)
         self._world.ledger.open(sent, chain[: prefix.lasting], split.loan if split is not None else None)
         self._expect(prefix, cycle, chosen)
-        record = Record(sent, placement.rule, result.trace, prefill=split.told if split is not None else None)
+        told = split.told if split is not None else None
+        record = Record(sent, placement.rule, result.trace, prefix._replace(hashes=()), told)
         self.recent[sent.ticket] = record
         if len(self.recent) > self._remembered:
             self.recent.popitem(last=False)
@@ -427,42 +413,3 @@ def _predicted(cycle: Cycle, at: int, split: Split | None) -> int | None:
         return split.predicted
     cached = -1 if cycle.cached_tokens is None else int(cycle.cached_tokens[at])
     return None if cached < 0 else cached
-
-
-def explanation(record: Record) -> str:
-    """Return the decision as compact JSON of bounded size, for a response header."""
-    document = described(record)
-    candidates = document.get("candidates")
-    if isinstance(candidates, list) and len(candidates) > _EXPLAINED:
-        document["candidates"] = candidates[:_EXPLAINED]
-        document["candidates_left_off"] = len(candidates) - _EXPLAINED
-    return json.dumps(document, separators=(",", ":"))  # ASCII, as a header's value has to be
-
-
-def described(record: Record) -> dict[str, Any]:
-    """Return a decision as plain values: what was known, and why the winner won."""
-    sent = record.sent
-    return {
-        "ticket": sent.ticket,
-        "request_id": sent.request_id,
-        "model": sent.model,
-        "engine_model": sent.engine_model,
-        "route": sent.route,
-        "rule": record.rule,
-        "target": sent.target,
-        "endpoints": sent.endpoints,
-        "prompt_tokens": sent.prompt_tokens,
-        "prefix": _made_of(record.prefix),
-        "blocks": sent.blocks,
-        "matched_blocks": sent.matched,
-        "predicted_cached_tokens": sent.predicted_cached_tokens,
-        **({"prefill": record.prefill.document()} if record.prefill is not None else {}),
-        **(record.trace.document() if record.trace is not None else {}),
-    }
-
-
-def _made_of(prefix: Prefix | None) -> str:
-    """Say what the blocks of a prefix are: the engine's tokens, tokens that differ from the engine's somewhere, text."""
-    if prefix is None or prefix.tokens is None:
-        return "text"
-    return "tokens" if prefix.exact else "tokens, in part"

@@ -13,14 +13,15 @@ import orjson
 import prometheus_client
 from aiohttp import web
 
-from extproc.director import described
+from extproc.decisions import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from extproc.adapters.desk import Refusal
     from extproc.adapters.world import WorldView
-    from extproc.director import Director, Record, World
+    from extproc.decisions import Record
+    from extproc.director import Director, World
     from extproc.scheduling.endpoints import EndpointTable, Lora
     from extproc.traffic.ledger import Settlement
 

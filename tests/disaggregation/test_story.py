@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc import errors
-from extproc.director import described
+from extproc.decisions import described
 from extproc.types import Called
 from tests.director.stage import a_chat, an_outcome, words
 from tests.disaggregation.stage import GROUPS, PARAMS, PREFILLED, Engines, a_stage, tell
