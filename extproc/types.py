@@ -131,6 +131,7 @@ class Call(NamedTuple):
     # Set: the story goes on as soon as the call is sent (`Called` without status), and this is told how it ended; what it
     # returns is called then. The call is not withdrawn with its story.
     ended: Callable[[Called], Call | None] | None = None
+    again_s: tuple[float, ...] = ()  # for such a following call: it is repeated after each of these pauses
 
 
 class Asked(NamedTuple):

@@ -26,9 +26,6 @@ _LARGEST: Final = 8 << 20  # bytes of an answer: one token and the blocks' numbe
 _IDLE_S: Final = 4.0  # below vLLM's 5 s, after which it closes a connection that is idle
 _CONNECT_S: Final = 2.0
 _SENT: Final = Called()
-# The call after a failed one ends a request at another engine, which may not have that request yet: it goes there through
-# Envoy, as soon as the story is told. To end what is over, or not there, does nothing.
-_AGAIN_S: Final = (0.0, 0.2, 1.0)
 
 
 class Calls:
@@ -76,7 +73,7 @@ class Calls:
         following = self._end(call, sent, called)
         if following is None:
             return
-        for pause_s in _AGAIN_S:
+        for pause_s in (0.0, *following.again_s):
             await asyncio.sleep(pause_s)
             answer = await self._performed(following)
             if answer.fault:

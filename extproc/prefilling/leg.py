@@ -25,6 +25,7 @@ _CLIENTS_FAULT: Final = range(400, 500)
 _TOO_MANY: Final = 429
 _QUERY_S: Final = 5.0  # a bootstrap server answers from memory
 _ABORT_S: Final = 5.0
+_AGAIN_S: Final = (0.2, 1.0)  # the request goes there through Envoy once the story is told, and may come after its end
 
 
 class Leg:
@@ -135,7 +136,7 @@ class Leg:
                 return None
             end = b'{"rid":"%b"}' % leg.key.encode()
             url = f"http://{result.addresses[0]}/abort_request"
-            return Call("POST", url, _ABORT_S, {"content-type": "application/json"}, end)
+            return Call("POST", url, _ABORT_S, {"content-type": "application/json"}, end, again_s=_AGAIN_S)
 
         try:
             sent: Called = yield self._call(address, legs.prefill(leg), legs.headers(leg))._replace(ended=over)
