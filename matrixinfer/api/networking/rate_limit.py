@@ -34,7 +34,31 @@ class GlobalRateLimit(Owned):
     redis: Annotated[Redis, Field(description="The server that counts.")]
 
 
-class CallerRateLimit(Owned):
+class Amounts(Owned):
+    """What may be asked in a unit of time."""
+
+    requests_per_unit: Annotated[
+        int | None,
+        Field(ge=1, le=_UINT32_MAX, json_schema_extra=INT64, description="Requests per unit; left out, no limit."),
+    ] = None
+    input_tokens_per_unit: Annotated[
+        int | None,
+        Field(ge=1, le=_UINT32_MAX, json_schema_extra=INT64, description="Prompt tokens per unit; left out, no limit."),
+    ] = None
+    output_tokens_per_unit: Annotated[
+        int | None,
+        Field(
+            ge=1, le=_UINT32_MAX, json_schema_extra=INT64, description="Generated tokens per unit; left out, no limit."
+        ),
+    ] = None
+    unit: Annotated[_Unit, Field(description="The unit of time; a month is 30 days.")] = "second"
+    shadow: Annotated[
+        bool,
+        Field(description="Count what would be refused, and refuse nothing: to try a limit before it is in force."),
+    ] = False
+
+
+class CallerRateLimit(Amounts):
     """What one caller may ask of a route in a unit of time."""
 
     RULES: ClassVar = (
@@ -56,28 +80,9 @@ class CallerRateLimit(Owned):
             description="The caller. Left out, every caller that no other entry names, each counted for itself.",
         ),
     ] = ""
-    requests_per_unit: Annotated[
-        int | None,
-        Field(ge=1, le=_UINT32_MAX, json_schema_extra=INT64, description="Requests per unit; left out, no limit."),
-    ] = None
-    input_tokens_per_unit: Annotated[
-        int | None,
-        Field(ge=1, le=_UINT32_MAX, json_schema_extra=INT64, description="Prompt tokens per unit; left out, no limit."),
-    ] = None
-    output_tokens_per_unit: Annotated[
-        int | None,
-        Field(
-            ge=1, le=_UINT32_MAX, json_schema_extra=INT64, description="Generated tokens per unit; left out, no limit."
-        ),
-    ] = None
-    unit: Annotated[_Unit, Field(description="The unit of time; a month is 30 days.")] = "second"
-    shadow: Annotated[
-        bool,
-        Field(description="Count what would be refused, and refuse nothing: to try a limit before it is in force."),
-    ] = False
 
 
-class RateLimit(Owned):
+class RateLimit(Amounts):
     """How many requests and tokens a model may be sent, and may answer, in a unit of time."""
 
     RULES: ClassVar = (
@@ -94,25 +99,6 @@ class RateLimit(Owned):
             blames="keys",
         ),
     )
-    requests_per_unit: Annotated[
-        int | None,
-        Field(ge=1, le=_UINT32_MAX, json_schema_extra=INT64, description="Requests per unit; left out, no limit."),
-    ] = None
-    input_tokens_per_unit: Annotated[
-        int | None,
-        Field(ge=1, le=_UINT32_MAX, json_schema_extra=INT64, description="Prompt tokens per unit; left out, no limit."),
-    ] = None
-    output_tokens_per_unit: Annotated[
-        int | None,
-        Field(
-            ge=1, le=_UINT32_MAX, json_schema_extra=INT64, description="Generated tokens per unit; left out, no limit."
-        ),
-    ] = None
-    unit: Annotated[_Unit, Field(description="The unit of time; a month is 30 days.")] = "second"
-    shadow: Annotated[
-        bool,
-        Field(description="Count what would be refused, and refuse nothing: to try a limit before it is in force."),
-    ] = False
     tenants: Annotated[
         Items[CallerRateLimit],
         Field(
