@@ -222,7 +222,7 @@ class KvEvents:
         self._base_models = base_models
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._asking: dict[str, asyncio.Task[None]] = {}
-        self._met: dict[str, tuple[int, str]] = {}  # address -> row, pod: as they were when it was met
+        self._met: dict[str, tuple[int, str, str]] = {}  # address -> row, pod, annotation: as they were when it was met
         self._ask_at: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -277,7 +277,7 @@ class KvEvents:
         table, now = self._table, time.monotonic()
         here = {one.address: (row, one) for row in table.rows() if (one := table.endpoints[row]) is not None}
         for address, met in list(self._met.items()):
-            if address not in here or met != (here[address][0], here[address][1].pod):
+            if address not in here or met != _identity(*here[address]):
                 self._leave(address)
         for address, (row, endpoint) in here.items():
             if address in self.following or address in self._asking or self._ask_at.get(address, 0.0) > now:
@@ -301,7 +301,7 @@ class KvEvents:
             sources = ()
         if self._table.endpoints[row] is not endpoint and self._table.row(address) != row:
             return
-        self._met[address] = (row, endpoint.pod)
+        self._met[address] = _identity(row, endpoint)
         followed = []
         for source in sources:
             member = self._index.open(row, model=models[0], replays=source.replay is not None)
@@ -325,6 +325,10 @@ class KvEvents:
             one.close()
         self._met.pop(address, None)
         self._ask_at.pop(address, None)
+
+
+def _identity(row: int, endpoint: Endpoint) -> tuple[int, str, str]:
+    return row, endpoint.pod, endpoint.kv_events
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:

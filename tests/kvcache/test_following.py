@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 
 import msgspec
 import pytest
@@ -113,6 +113,17 @@ async def test_what_was_before_is_replayed_and_what_comes_is_heard(publisher):
 
         publisher.store(range(12), first=2)
         await eventually(lambda: stage.holds(range(12), row) == 3)
+
+
+async def test_a_changed_annotation_is_taken_up(publisher):
+    async with a_stage() as stage:
+        stage.add(publisher)
+        assert await stage.events.warm(meet_s=20, replay_s=20)
+        with closing(Publisher()) as other:
+            other.store(range(8))
+            row = stage.add(other)
+
+            await eventually(lambda: stage.holds(range(12), row) == 2)
 
 
 async def test_a_lost_batch_is_asked_for(publisher):
