@@ -78,27 +78,6 @@ static const char *string(const char *from, const char *end, char *to, size_t ro
   return from + 1;
 }
 
-/* The end of the value that begins at `from`; NULL if it is not complete. */
-static const char *value_end(const char *from, const char *end) {
-  int depth = 0;
-  bool quoted = false;
-  for (; from < end; from++) {
-    if (quoted) {
-      if (*from == '\\') from++;
-      else if (*from == '"') quoted = false;
-    } else if (*from == '"') {
-      quoted = true;
-    } else if (*from == '{' || *from == '[') {
-      depth++;
-    } else if ((*from == ',' || *from == '}' || *from == ']') && depth == 0) {
-      return from;
-    } else if (*from == '}' || *from == ']') {
-      depth--;
-    }
-  }
-  return NULL;
-}
-
 /* A key that occurs twice counts with its last value, as in the engines. */
 size_t model_of(const char *from, const char *end, char *model, size_t room) {
   char key[8];
@@ -117,7 +96,7 @@ size_t model_of(const char *from, const char *end, char *model, size_t room) {
     if (wanted) found = 0;
     if (wanted && at < end && *at == '"' && string(at + 1, end, model, room, &found) == NULL) return 0;
     at = value_end(at, end);
-    if (at == NULL) return 0;
+    if (at == NULL || (at = spaces(at, end)) == end) return 0;
   } while (*at == ',');
   return *at == '}' ? found : 0;
 }

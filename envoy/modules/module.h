@@ -57,6 +57,29 @@ static inline bool starts(text value, text prefix) {
 
 static inline bool same(text one, text other) { return one.length == other.length && starts(one, other); }
 
+/* What follows the JSON value that begins at `from`; NULL if it is not complete. */
+static inline const char *value_end(const char *from, const char *end) {
+  int depth = 0;
+  bool quoted = false;
+  for (; from < end; from++) {
+    if (quoted) {
+      if (*from == '\\') from++;
+      else if (*from == '"') quoted = false;
+      if (!quoted && depth == 0) return from + 1;
+    } else if (*from == '"') {
+      quoted = true;
+    } else if (*from == '{' || *from == '[') {
+      depth++;
+    } else if (*from == '}' || *from == ']') {
+      if (depth == 0) return from;
+      if (--depth == 0) return from + 1;
+    } else if (depth == 0 && (*from == ',' || *from == ' ' || *from == '\n' || *from == '\r' || *from == '\t')) {
+      return from;
+    }
+  }
+  return NULL;
+}
+
 /* ---- between our files; Envoy has no business with these names */
 #pragma GCC visibility push(hidden)
 

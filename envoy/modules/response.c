@@ -65,25 +65,6 @@ static const char *find(const char *from, const char *end, text word) {
 
 /* ---- JSON, as far as it takes */
 
-/* The end of the object that begins at `from`; NULL if it is not complete. */
-static const char *object_end(const char *from, const char *end) {
-  int depth = 0;
-  bool quoted = false;
-  for (; from < end; from++) {
-    if (quoted) {
-      if (*from == '\\') from++;
-      else if (*from == '"') quoted = false;
-    } else if (*from == '"') {
-      quoted = true;
-    } else if (*from == '{') {
-      depth++;
-    } else if (*from == '}' && --depth == 0) {
-      return from + 1;
-    }
-  }
-  return NULL;
-}
-
 /* The number at `key` (with its quotes) in the object; UNKNOWN if there is none. */
 static int64_t number(const char *from, const char *end, text key) {
   for (const char *at = from; (at = find(at, end, key)) != NULL;) {
@@ -151,7 +132,7 @@ static usage next_usage(const char *from, const char *end) {
     if (*at != ':') continue;
     at = spaces(at + 1, end);
     if (at == end) return (usage){key, at, NULL};
-    if (*at == '{') return (usage){key, at, object_end(at, end)};
+    if (*at == '{') return (usage){key, at, value_end(at, end)};
   }
   return (usage){NULL, NULL, NULL};
 }
