@@ -41,7 +41,7 @@ matrixinfer() {
     *) python -m matrixinfer "$@" ;;
   esac
 }
-make() { command make "$@" ARGS="--port 8080 --metrics-port 9090 --admin-port 15000"; }
+make() { command make -o .venv/.installed "$@" ARGS="--port 8080 --metrics-port 9090 --admin-port 15000"; }
 """
 
 
