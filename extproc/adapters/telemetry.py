@@ -127,7 +127,8 @@ class Telemetry:
         )
         self._decisions = Histogram(
             "matrixinfer_decision_duration_seconds",
-            "Time that the picker took to decide, refusals included.",
+            "Time that the picker took to decide, refusals included, and what the request waited for there: texts that are "
+            "tokenized, a prefill leg, shared limits.",
             (),
             _DECISION,
         )
