@@ -12,7 +12,7 @@ import hashlib
 import logging
 import math
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -58,9 +58,12 @@ class Endpoint:
     password: str | None = None
     path: str = ""  # number of the database; of Sentinel: name of the service
     ca_file: str | None = None
+    stands_for: str = ""  # an address that routes name instead of its own; "*": all
 
     def answers_to(self, address: str) -> bool:
         """Tell whether a route that names `address` means this one."""
+        if self.stands_for:
+            return self.stands_for in ("*", address)
         return any(address in (f"{host}:{port}", f"[{host}]:{port}") for host, port in self.hosts)
 
 
@@ -104,14 +107,21 @@ def endpoint(url: str) -> Endpoint:
 
 
 def endpoints(file: Path | None) -> tuple[Endpoint, ...]:
-    """Read a file with one address on each line. Raises ConfigError."""
+    """Read a file with one `[address that routes name] URL` on each line. Raises ConfigError."""
     if file is None:
         return ()
     try:
         lines = file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("redis", f"{file} cannot be read: {error}") from error
-    return tuple(endpoint(line.strip()) for line in lines if line.strip() and not line.startswith("#"))
+    return tuple(_entry(line.split()) for line in lines if line.strip() and not line.startswith("#"))
+
+
+def _entry(words: list[str]) -> Endpoint:
+    if len(words) > 2:  # noqa: PLR2004 - an address and a URL
+        raise ConfigError("redis", "a line is a URL, or an address that routes name and a URL")
+    stands_for = words[0] if len(words) > 1 else ""
+    return replace(endpoint(words[-1]), stands_for=stands_for)
 
 
 class Stores:

@@ -1,7 +1,7 @@
 """Run a gateway and its engines on this machine, from a directory of manifests or before engines that run already.
 
-Prints `ready URL` on standard output as soon as requests are served, and everything else on standard error: on a
-terminal a live view with the log lines above it, elsewhere lines.
+Prints `ready URL` on standard output as soon as requests are served, a line for each gateway, and everything else on
+standard error: on a terminal a live view with the log lines above it, elsewhere lines.
 Stops on SIGINT (Ctrl-C) and SIGTERM, and takes every process it started along.
 
 Exit codes: 0 stopped as asked, 1 something to put right (manifests, a port in use, no Envoy), 2 usage,
@@ -72,6 +72,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=32 * 1024 * 1024,
         help="longer request bodies get 413 (default 33554432)",
     )
+    parser.add_argument(
+        "--gateways",
+        metavar="N",
+        type=_positive,
+        default=1,
+        help="pairs of Envoy and picker (default 1); each further one has the ports that follow",
+    )
+    parser.add_argument(
+        "--redis",
+        metavar="URL",
+        nargs="?",
+        const=True,
+        default="",
+        type=_redis,
+        help="where gateways count global limits together, whatever address routes name; without URL one is started",
+    )
     parser.add_argument("--envoy-workers", type=_positive, default=min(4, os.cpu_count() or 1), help="threads of Envoy")
     parser.add_argument(
         "--ready-timeout",
@@ -103,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         return Exit.USAGE
     import asyncio  # noqa: PLC0415 - see main.py
 
-    from matrixinfer.local import tls  # noqa: PLC0415
+    from matrixinfer.local import counter, tls  # noqa: PLC0415
     from matrixinfer.local.stack import Config  # noqa: PLC0415
 
     files = None
@@ -124,6 +140,8 @@ def run(arguments: argparse.Namespace) -> int:
         state_dir=arguments.state_dir,
         fail_open=arguments.picker_failure_mode == "open",
         max_body_bytes=arguments.max_body_bytes,
+        gateways=arguments.gateways,
+        redis=counter.HERE if arguments.redis is True else arguments.redis,
         envoy_workers=arguments.envoy_workers,
         log_level=arguments.log_level,
     )
@@ -165,7 +183,8 @@ async def _serve(config: Config, view: View, stop: asyncio.Event, ready_within_s
             await asyncio.wait({ready, stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
                 ready.result()
-                view.serving(stack.url)
+                for one in stack.gateways:
+                    view.serving(one.url)
                 await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
             if failing.done():
                 failing.result()
@@ -187,6 +206,20 @@ def _positive(text: str) -> int:
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+
+
+def _redis(text: str) -> str:
+    from extproc.adapters.redis_limits import endpoint  # noqa: PLC0415 - only where Redis is given
+    from extproc.errors import ConfigError  # noqa: PLC0415
+
+    url = text if "://" in text else f"redis://{text}"
+    try:
+        endpoint(url)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no Redis ({error.message}): give HOST:PORT or redis://..., and DIR before --redis"
+        ) from error
+    return url
 
 
 def _url(text: str) -> str:

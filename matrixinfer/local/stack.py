@@ -1,7 +1,8 @@
 """The one-machine stack: what `matrixinfer up` and the end-to-end tests start, put together here and nowhere else.
 
 In this process: the memory cluster, what fills it (a directory, or engines that run already), the controllers,
-the node, and the feed that tells the picker of it all. Beside it, kept running: Envoy and the picker.
+the node, and the feed that tells pickers of it all. Beside it, kept running: Envoy and the picker, once for each gateway,
+and Redis where they are to count together.
 `async with Stack(config) as stack` starts everything and stops everything; `ready` waits until a request would be served.
 """
 
@@ -9,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,11 +21,10 @@ from matrixinfer.api import kinds
 from matrixinfer.cluster import feed
 from matrixinfer.cluster.directory import Directory
 from matrixinfer.cluster.memory import MemoryCluster
-from matrixinfer.local import engines, envoy, ports, readiness, state, tls
+from matrixinfer.local import counter, engines, envoy, gateways, ports, readiness, state, tls
 from matrixinfer.local.addresses import Addresses
 from matrixinfer.local.containers import Backoff, Settings
 from matrixinfer.local.node import Node
-from matrixinfer.local.processes import Command
 from matrixinfer.local.services import Service
 
 if TYPE_CHECKING:
@@ -39,13 +37,13 @@ if TYPE_CHECKING:
     from matrixinfer.cluster.documents import Finding
     from matrixinfer.cluster.loop import Loop
     from matrixinfer.cluster.protocol import Cluster
+    from matrixinfer.local.processes import Command
 
 logger = logging.getLogger("matrixinfer.local")
 
 FEED = (kinds.POD, kinds.SERVICE, kinds.MODEL_SERVER, kinds.MODEL_ROUTE)  # what the picker may read
 STOP_GRACE_S = 2.5  # what pods get to stop by themselves when the whole stack goes
 LOOK_EVERY_S = 0.05  # whether it serves by now
-ENVOY_LOG_LEVELS = {"debug": "debug", "info": "warning", "warning": "warning", "error": "error"}
 
 
 class CannotStart(Exception):
@@ -68,6 +66,8 @@ class Config:
     tls_port: int = 8443
     admin_port: int = 15000
     metrics_port: int = 9090
+    gateways: int = 1  # pairs of Envoy and picker; each further one has the ports that follow
+    redis: str = ""  # where they count together, whatever address routes name: a URL, or `counter.HERE` to start one
     scheduling: Path | None = None  # an EndpointPickerConfig; None: the picker's own defaults
     decision_log: Path | None = None  # where the picker writes its decisions; None: nowhere
     state_dir: Path | None = None  # kept afterwards; None: a temporary folder
@@ -85,13 +85,11 @@ class Stack:
         self.config = config
         self.cluster = MemoryCluster()
         self.findings: tuple[Finding, ...] = ()  # what is wrong in the directory now
-        self.port = 0
-        self.tls_port = 0  # 0: no TLS
-        self.admin_port = 0
-        self.metrics_port = 0
+        self.gateways: tuple[gateways.Gateway, ...] = ()
         self._cleanup = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self._services: list[Service] = []
+        self._envoy_admins: dict[int, aiohttp.ClientSession] = {}  # by number of the gateway
         self._failure: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -105,6 +103,7 @@ class Stack:
             envoy.EnvoyMissing,
             state.StateInUse,
             engines.EngineAddress,
+            counter.RedisMissing,
         ) as error:
             await self._stop()
             raise CannotStart(str(error)) from error
@@ -120,44 +119,47 @@ class Stack:
         await self._stop()
 
     @property
+    def port(self) -> int:
+        """Where clients connect: of the first gateway, as all that follows here."""
+        return self.gateways[0].port
+
+    @property
+    def tls_port(self) -> int:
+        """Where they speak TLS; 0: nowhere."""
+        return self.gateways[0].tls_port
+
+    @property
+    def admin_port(self) -> int:
+        """Of the picker's admin pages."""
+        return self.gateways[0].admin_port
+
+    @property
+    def metrics_port(self) -> int:
+        """Of the picker's metrics."""
+        return self.gateways[0].metrics_port
+
+    @property
     def url(self) -> str:
         """Where clients connect."""
-        host = "127.0.0.1" if self.config.tls is not None else self._host
-        return f"http://{host}:{self.port}"
+        return self.gateways[0].url
 
     @property
     def admin_url(self) -> str:
         """Where the picker's admin pages are."""
-        return f"http://127.0.0.1:{self.admin_port}"
+        return self.gateways[0].admin_url
 
     @property
     def metrics_url(self) -> str:
         """Where the picker's metrics are."""
-        return f"http://{self._host}:{self.metrics_port}/metrics"
-
-    @property
-    def _plain(self) -> str:
-        """Where requests are taken without TLS: with TLS, not from other machines."""
-        return "127.0.0.1" if self.config.tls is not None else self.config.bind
-
-    @property
-    def _host(self) -> str:
-        """An address by which this machine reaches what listens on `bind`."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.bind, self.config.bind)
-        return f"[{host}]" if ":" in host else host
-
-    @property
-    def sockets(self) -> envoy.Sockets:
-        """The Unix sockets by which the parts reach each other."""
-        return envoy.Sockets(self._state.folder)
+        return self.gateways[0].metrics_url
 
     @property
     def logs(self) -> Path:
-        """Folder of the log files: `envoy.log`, `picker.log`, `{namespace}_{pod}_{container}.log`."""
+        """Folder of the log files: `envoy.log`, `picker.log`, `envoy-2.log`..., `{namespace}_{pod}_{container}.log`."""
         return self._state.logs
 
     def pids(self) -> dict[str, int]:
-        """Process ids of what runs now: `envoy`, `picker`, and `namespace/pod/container`."""
+        """Process ids of what runs now: `envoy`, `picker`, `envoy-2`..., `redis`, and `namespace/pod/container`."""
         own = {service.name: service.pid for service in self._services if service.pid is not None}
         return own | self.node.pids()
 
@@ -180,9 +182,13 @@ class Stack:
             raise NotReady(f"cannot serve after {within_s:g} s: {problem}\n{why}".rstrip()) from None
 
     async def _problem(self) -> str:
-        return await readiness.gateway_problem(
-            self.cluster, picker_url=self.admin_url, http=self._http, envoy_admin=self._envoy_admin
-        )
+        for one in self.gateways:
+            problem = await readiness.gateway_problem(
+                self.cluster, picker_url=one.admin_url, http=self._http, envoy_admin=self._envoy_admins[one.number]
+            )
+            if problem:
+                return problem if len(self.gateways) == 1 else f"gateway {one.number}: {problem}"
+        return ""
 
     async def _start(self) -> None:
         config, cleanup = self.config, self._cleanup
@@ -191,18 +197,13 @@ class Stack:
             await asyncio.to_thread(_check_scheduling, config.scheduling)
         if config.decision_log is not None and not config.decision_log.absolute().parent.is_dir():
             raise CannotStart(f"--decision-log {config.decision_log}: there is no such folder")
-        held = ports.hold(config.port, option="--port", host=self._plain)
-        cleanup.callback(held.close)
-        self.port = held.getsockname()[1]
-        if config.tls is not None:
-            secure = ports.hold(config.tls_port, option="--tls-port", host=config.bind)
-            cleanup.callback(secure.close)
-            self.tls_port = secure.getsockname()[1]
-        self.admin_port = ports.choose(config.admin_port, option="--admin-port")
-        self.metrics_port = ports.choose(config.metrics_port, option="--metrics-port", host=config.bind)
         state.sweep()
         self._state = state.State(config.state_dir)
         cleanup.callback(self._state.close)
+        held = cleanup.enter_context(ExitStack())
+        self.gateways = tuple(
+            gateways.claim(config, number, self._state.folder, held) for number in range(1, config.gateways + 1)
+        )
         addresses = Addresses()
         cleanup.callback(addresses.close)
         self.node = Node(
@@ -212,18 +213,33 @@ class Stack:
             shutdown_grace_s=STOP_GRACE_S,
         )
         self._http = await cleanup.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
-        self._envoy_admin = await cleanup.enter_async_context(
-            aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(str(self.sockets.admin)), timeout=aiohttp.ClientTimeout(total=5)
+        for one in self.gateways:
+            self._envoy_admins[one.number] = await cleanup.enter_async_context(
+                aiohttp.ClientSession(
+                    connector=aiohttp.UnixConnector(str(one.sockets.admin)), timeout=aiohttp.ClientTimeout(total=5)
+                )
             )
-        )
 
+        counting = self._count()
         await self._fill()
-        await cleanup.enter_async_context(feed.serve(self.cluster, self.sockets.feed, FEED))
+        news = self.gateways[0].sockets.feed
+        await cleanup.enter_async_context(feed.serve(self.cluster, news, FEED))
         self._keep(self.node.run(), "node")
-        self._serve("picker", self._picker())
+        for one in self.gateways:
+            command = gateways.picker(config, one, feed=news, counter=counting, logs=self.logs)
+            self._serve(one.named("picker"), command)
         await self._control()
-        self._serve("envoy", self._envoy(binary))
+        for one in self.gateways:
+            self._serve(one.named("envoy"), gateways.proxy(binary, config, one, logs=self.logs))
+
+    def _count(self) -> Path | None:
+        """See to a Redis, if one is wanted; returns the file that says how it is entered."""
+        url = self.config.redis
+        if url == counter.HERE:
+            url, command = counter.server(self._state.folder, self.logs / "redis.log")
+            self._serve("redis", command)
+            logger.info("global limits count in %s", url)
+        return counter.entry(self._state.folder, url) if url else None
 
     def _serve(self, name: str, command: Command) -> None:
         service = Service(name, command, backoff=self.config.backoff)
@@ -232,55 +248,30 @@ class Stack:
 
     async def _control(self) -> None:
         """Run the controllers, and serve what that of the gateway makes of the cluster to Envoy."""
-        gateway = ir.Gateway(
-            listeners=(ir.Listener("gateway", self._plain, self.port), *self._secure()),
-            picker=ir.Picker(ir.Address(path=str(self.sockets.picker)), fail_open=self.config.fail_open),
-            limits=ir.Limits(body_bytes=self.config.max_body_bytes),
-            module=envoy.has_module(),
-        )
+        secured = self._secure()
         gateway_loop, modelinfer_loop = await asyncio.to_thread(_control_plane)
         self._keep(modelinfer_loop(self.cluster).run(), "modelinfer")
-        loop = await self._cleanup.enter_async_context(gateway_loop(self.cluster, gateway, f"unix:{self.sockets.xds}"))
-        self._keep(loop.run(), "gateway")
+        for one in self.gateways:
+            loop = await self._cleanup.enter_async_context(
+                gateway_loop(
+                    self.cluster,
+                    gateways.settings(self.config, one, secured),
+                    f"unix:{one.sockets.xds}",
+                    may_write=lambda first=one.number == 1: first,  # what Envoy took is told of the first
+                )
+            )
+            self._keep(loop.run(), "gateway")
 
-    def _secure(self) -> tuple[ir.Listener, ...]:
-        """Give the listener that speaks TLS, and keep its certificates up to date."""
+    def _secure(self) -> ir.Tls | None:
+        """Tell how TLS is spoken, if it is, and keep its certificates up to date."""
         files = self.config.tls
         if files is None:
-            return ()
+            return None
         secrets = tls.Secrets(files, self._state.folder)
         secrets.write()
         self._keep(secrets.follow(), "certificates")
         clients = str(secrets.clients) if files.client_ca is not None else ""
-        required = files.client_ca is not None and not files.client_optional
-        how = ir.Tls(str(secrets.certificate), clients, required)
-        return (ir.Listener("gateway-tls", self.config.bind, self.tls_port, how),)
-
-    def _picker(self) -> Command:
-        argv = [
-            sys.executable,
-            "-m",
-            "extproc",
-            "--socket",
-            str(self.sockets.picker),
-            "--cluster-socket",
-            str(self.sockets.feed),
-            "--metrics-host",
-            self.config.bind,
-            "--admin-port",
-            str(self.admin_port),
-            "--metrics-port",
-            str(self.metrics_port),
-            "--max-body-bytes",
-            str(self.config.max_body_bytes),
-            "--log-level",
-            self.config.log_level,
-        ]
-        if self.config.scheduling is not None:
-            argv += ["--config", str(self.config.scheduling.absolute())]
-        if self.config.decision_log is not None:
-            argv += ["--decision-log", str(self.config.decision_log.absolute())]
-        return Command(argv, dict(os.environ), self.logs / "picker.log")
+        return ir.Tls(str(secrets.certificate), clients, files.client_ca is not None and not files.client_optional)
 
     async def _fill(self) -> None:
         """Bring into the cluster what the user has given, and keep it up to date."""
@@ -306,15 +297,6 @@ class Stack:
         for finding in findings:
             level = logging.ERROR if finding.severity == "error" else logging.WARNING
             logger.log(level, "%s", finding)
-
-    def _envoy(self, binary: str) -> Command:
-        return envoy.command(
-            binary,
-            sockets=self.sockets,
-            log=self.logs / "envoy.log",
-            log_level=ENVOY_LOG_LEVELS[self.config.log_level],
-            workers=self.config.envoy_workers,
-        )
 
     def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run a part of the stack that is never to end; should it, the stack has failed."""

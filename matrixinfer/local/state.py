@@ -72,7 +72,7 @@ def _try_lock(folder: Path, locks: list[int]) -> bool:
 def _parent() -> Path:
     """Folder for temporary files, or a shorter one where socket paths would grow too long."""
     usual = Path(tempfile.gettempdir())
-    return usual if len(str(usual)) + len(PREFIX) + len("12345678/picker.sock") < LONGEST_SOCKET else Path("/tmp")  # noqa: S108 - mkdtemp makes a private folder in it
+    return usual if len(str(usual)) + len(PREFIX) + len("12345678/99/picker.sock") < LONGEST_SOCKET else Path("/tmp")  # noqa: S108 - mkdtemp makes a private folder in it
 
 
 def _temporary_folder() -> Path:
