@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from matrixinfer.api.meta import Manifest
 
 API_VERSION: Final = "admission.k8s.io/v1"
-JUDGED: Final = (kinds.MODEL_SERVER, kinds.MODEL_ROUTE, kinds.ACCESS_POLICY, kinds.MODEL_INFER)
+JUDGED: Final = (
+    kinds.MODEL_SERVER,
+    kinds.MODEL_ROUTE,
+    kinds.ACCESS_POLICY,
+    kinds.EXTERNAL_MODEL_PROVIDER,
+    kinds.MODEL_INFER,
+)
 
 _INDEX: Final = re.compile(r"\[[0-9]+\]")
 _LONGEST_WARNING: Final = 256  # what the API server passes on

@@ -97,6 +97,19 @@ CRDS: Final = (
         ),
     ),
     Crd(
+        kinds.EXTERNAL_MODEL_PROVIDER,
+        networking.ExternalModelProvider,
+        ("emp",),
+        (
+            Column("Type", "string", ".spec.providerType", "The API that it speaks."),
+            Column("URL", "string", ".spec.baseURL", "Where it is."),
+            Column("Model", "string", ".spec.model", "The model name that it gets.", wide=True),
+            _READY,
+            _REASON,
+            _AGE,
+        ),
+    ),
+    Crd(
         kinds.MODEL_INFER,
         workload.ModelInfer,
         ("mi",),

@@ -45,6 +45,7 @@ LEASE: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases", status=False
 MODEL_SERVER: Final = Kind(NETWORKING_GROUP, "v1alpha1", "ModelServer", "modelservers")
 MODEL_ROUTE: Final = Kind(NETWORKING_GROUP, "v1alpha1", "ModelRoute", "modelroutes")
 ACCESS_POLICY: Final = Kind(NETWORKING_GROUP, "v1alpha1", "AccessPolicy", "accesspolicies")
+EXTERNAL_MODEL_PROVIDER: Final = Kind(NETWORKING_GROUP, "v1alpha1", "ExternalModelProvider", "externalmodelproviders")
 MODEL_INFER: Final = Kind(
     WORKLOAD_GROUP,
     "v1alpha1",
@@ -82,6 +83,7 @@ KINDS: Final[dict[tuple[str, str], Kind]] = {
         MODEL_SERVER,
         MODEL_ROUTE,
         ACCESS_POLICY,
+        EXTERNAL_MODEL_PROVIDER,
         MODEL_INFER,
     )
 }

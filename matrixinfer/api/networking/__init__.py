@@ -1,4 +1,6 @@
-"""`networking.matrixinfer.ai/v1alpha1`: ModelServer (engines), ModelRoute (which model goes where), AccessPolicy (who may).
+"""`networking.matrixinfer.ai/v1alpha1`: engines, other people's engines, which model goes where, and who may.
+
+Kinds: ModelServer, ExternalModelProvider, ModelRoute, AccessPolicy.
 
 The one source for these kinds: the CRDs, the checks of webhook, command line and directories, and the reference page are
 generated from the fields, bounds, defaults and `RULES` here. Every list has a bound, so that a rule's cost has one, too.
@@ -20,6 +22,13 @@ from matrixinfer.api.networking.access_policy import (
     SecretRef,
     TargetRef,
     TokenIssuer,
+)
+from matrixinfer.api.networking.external_model_provider import (
+    ExternalModelProvider,
+    ExternalModelProviderSpec,
+    ExternalModelProviderStatus,
+    ProviderAuth,
+    SecretKeyRef,
 )
 from matrixinfer.api.networking.model_route import (
     DEFAULT_WEIGHT,
@@ -63,6 +72,9 @@ __all__ = [
     "BodyMatch",
     "CallerRateLimit",
     "Claim",
+    "ExternalModelProvider",
+    "ExternalModelProviderSpec",
+    "ExternalModelProviderStatus",
     "GlobalRateLimit",
     "KVConnector",
     "KeySet",
@@ -75,10 +87,12 @@ __all__ = [
     "ModelServerStatus",
     "PDGroup",
     "ParentReference",
+    "ProviderAuth",
     "RateLimit",
     "Redis",
     "Retry",
     "RouteRule",
+    "SecretKeyRef",
     "SecretRef",
     "StringMatch",
     "TargetModel",

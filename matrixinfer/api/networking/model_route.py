@@ -145,12 +145,26 @@ class TargetModel(Owned):
             description="Share of the rule's requests, relative to the weights of its other targets. 0 takes none.",
         ),
     ] = DEFAULT_WEIGHT
+    overflow: Annotated[
+        bool,
+        Field(
+            description="Take no share, but what the other targets cannot: requests for which none of them has an endpoint "
+            "that is ready, or all endpoints are saturated."
+        ),
+    ] = False
 
 
 class RouteRule(Owned):
     """Where requests go that match."""
 
     RULES: ClassVar = (
+        Rule(
+            "overflow of what? a rule needs a target without it",
+            ("target_models",),
+            lambda rule: any(not target.overflow for target in rule.target_models),
+            cel="self.targetModels.exists(target, !has(target.overflow) || !target.overflow)",
+            blames="targetModels",
+        ),
         Rule(
             "at least one target needs a weight above 0",
             ("target_models",),

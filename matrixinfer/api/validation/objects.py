@@ -27,6 +27,7 @@ TYPES: Final[Mapping[Kind, type[BaseModel]]] = {
     kinds.MODEL_SERVER: networking.ModelServer,
     kinds.MODEL_ROUTE: networking.ModelRoute,
     kinds.ACCESS_POLICY: networking.AccessPolicy,
+    kinds.EXTERNAL_MODEL_PROVIDER: networking.ExternalModelProvider,
     kinds.MODEL_INFER: workload.ModelInfer,
 }
 _ANNOTATIONS_LENGTH: Final = 256 * 1024

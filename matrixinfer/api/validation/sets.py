@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 from matrixinfer.api import core, kinds, workload
-from matrixinfer.api.networking import AccessPolicy, ModelRoute, ModelServer
+from matrixinfer.api.networking import AccessPolicy, ExternalModelProvider, ModelRoute, ModelServer
 from matrixinfer.api.validation.objects import Problem, kind_of, validate
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class _World:
     servers: list[tuple[int, ModelServer]] = field(default_factory=list)
     routes: list[tuple[int, ModelRoute]] = field(default_factory=list)
     policies: list[tuple[int, AccessPolicy]] = field(default_factory=list)
+    providers: list[tuple[int, ExternalModelProvider]] = field(default_factory=list)
     pods: list[core.Pod] = field(default_factory=list)
 
 
@@ -90,17 +91,23 @@ def _enter(world: _World, index: int, manifest: dict[str, Any], *, sound: bool) 
     world.names[key] = index
     if not sound:
         return
-    named = manifest | {"metadata": manifest["metadata"] | {"namespace": namespace}}
+    _take(world, index, kind, manifest | {"metadata": manifest["metadata"] | {"namespace": namespace}})
+
+
+def _take(world: _World, index: int, kind: Kind, manifest: dict[str, Any]) -> None:
+    """Add a sound manifest, with its namespace, by what it is."""
     if kind == kinds.MODEL_SERVER:
-        world.servers.append((index, ModelServer.model_validate(named)))
+        world.servers.append((index, ModelServer.model_validate(manifest)))
     elif kind == kinds.MODEL_ROUTE:
-        world.routes.append((index, ModelRoute.model_validate(named)))
+        world.routes.append((index, ModelRoute.model_validate(manifest)))
     elif kind == kinds.ACCESS_POLICY:
-        world.policies.append((index, AccessPolicy.model_validate(named)))
+        world.policies.append((index, AccessPolicy.model_validate(manifest)))
+    elif kind == kinds.EXTERNAL_MODEL_PROVIDER:
+        world.providers.append((index, ExternalModelProvider.model_validate(manifest)))
     elif kind == kinds.POD:
-        world.pods.append(core.Pod.model_validate(named))
+        world.pods.append(core.Pod.model_validate(manifest))
     elif kind == kinds.MODEL_INFER:
-        world.pods.extend(workload.pods_of(workload.ModelInfer.model_validate(named)))
+        world.pods.extend(workload.pods_of(workload.ModelInfer.model_validate(manifest)))
 
 
 def _unselected(world: _World) -> Iterator[tuple[int, Problem]]:
@@ -124,11 +131,9 @@ def _dangling(world: _World) -> Iterator[tuple[int, Problem]]:
                 server, provider = target.model_server_name, target.external_model_provider_name
                 if server is not None and (kinds.MODEL_SERVER, namespace, server) not in world.names:
                     yield index, _problem((*loc, "modelServerName"), _no_server(world, namespace, server), "error")
-                if provider is not None:
-                    text = (
-                        f"no ExternalModelProvider {provider!r} in namespace {namespace}: the target gets no requests"
-                    )
-                    yield index, _problem((*loc, "externalModelProviderName"), text)
+                if provider is not None and (kinds.EXTERNAL_MODEL_PROVIDER, namespace, provider) not in world.names:
+                    text = f"no ExternalModelProvider {provider!r} in namespace {namespace}"
+                    yield index, _problem((*loc, "externalModelProviderName"), text, "error")
         for i, parent in enumerate(route.spec.parent_refs):
             if _parent(parent, namespace) not in world.parents:
                 named = f"{parent.kind} {parent.namespace or namespace}/{parent.name}"
@@ -139,7 +144,13 @@ def _dangling(world: _World) -> Iterator[tuple[int, Problem]]:
 
 
 def _unknown(world: _World) -> Iterator[tuple[int, Problem]]:
-    """Say which Secrets and routes that policies name are not here."""
+    """Say which Secrets and routes that policies and providers name are not here."""
+    for index, provider in world.providers:
+        namespace = provider.metadata.namespace
+        for path, entry in provider.spec.secrets():
+            if (kinds.SECRET, namespace, entry.name) not in world.names:
+                text = f"no Secret {entry.name!r} here in namespace {namespace}: the provider gets no requests"
+                yield index, _problem(("spec", *path, "name"), text)
     for index, policy in world.policies:
         namespace = policy.metadata.namespace
         for i, ref in enumerate(policy.spec.api_keys.secret_refs if policy.spec.api_keys is not None else ()):
