@@ -30,6 +30,7 @@ from matrixinfer.api.networking.external_model_provider import (
     ProviderAuth,
     SecretKeyRef,
 )
+from matrixinfer.api.networking.handling import DEFAULT_ATTEMPTS, FURTHER_TARGETS, Handling, handling, retry_of, tries
 from matrixinfer.api.networking.model_route import (
     DEFAULT_WEIGHT,
     BodyMatch,
@@ -43,6 +44,7 @@ from matrixinfer.api.networking.model_route import (
     TargetModel,
 )
 from matrixinfer.api.networking.model_server import (
+    RETRY_ON,
     KVConnector,
     ModelServer,
     ModelServerSpec,
@@ -55,14 +57,18 @@ from matrixinfer.api.networking.model_server import (
     port_number,
 )
 from matrixinfer.api.networking.rate_limit import UNIT_S, CallerRateLimit, GlobalRateLimit, RateLimit, Redis
+from matrixinfer.api.networking.traffic import Mirror, RouteTrafficPolicy, StickyBy
 
 __all__ = [
     "ACCEPTED",
     "API_VERSION",
+    "DEFAULT_ATTEMPTS",
     "DEFAULT_WEIGHT",
+    "FURTHER_TARGETS",
     "PROGRAMMED",
     "READY",
     "RESOLVED_REFS",
+    "RETRY_ON",
     "UNIT_S",
     "AccessPolicy",
     "AccessPolicySpec",
@@ -76,8 +82,10 @@ __all__ = [
     "ExternalModelProviderSpec",
     "ExternalModelProviderStatus",
     "GlobalRateLimit",
+    "Handling",
     "KVConnector",
     "KeySet",
+    "Mirror",
     "ModelMatch",
     "ModelRoute",
     "ModelRouteSpec",
@@ -92,8 +100,10 @@ __all__ = [
     "Redis",
     "Retry",
     "RouteRule",
+    "RouteTrafficPolicy",
     "SecretKeyRef",
     "SecretRef",
+    "StickyBy",
     "StringMatch",
     "TargetModel",
     "TargetRef",
@@ -101,7 +111,10 @@ __all__ = [
     "TrafficPolicy",
     "WorkloadPort",
     "WorkloadSelector",
+    "handling",
     "port_number",
+    "retry_of",
+    "tries",
 ]
 
 API_VERSION: Final = kinds.MODEL_SERVER.api_version

@@ -11,6 +11,11 @@ from pydantic_core import PydanticCustomError
 from matrixinfer.api import expressions
 from matrixinfer.api.meta import IMMUTABLE, INT32, INT64, Conditions, Items, ObjectMeta, Owned, Rule, Status
 from matrixinfer.api.networking.rate_limit import RateLimit  # noqa: TC001 - pydantic reads it at run time
+from matrixinfer.api.networking.traffic import (  # noqa: TC001 - as above
+    Mirror,
+    RouteTrafficPolicy,
+    StickyBy,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,14 +177,34 @@ class RouteRule(Owned):
             cel="self.targetModels.exists(target, target.weight > 0)",
             blames="targetModels",
         ),
+        Rule(
+            "must not mirror to the same ModelServer twice",
+            ("mirrors",),
+            lambda rule: len({mirror.model_server_name for mirror in rule.mirrors}) == len(rule.mirrors),
+            cel="!has(self.mirrors) || self.mirrors.all(one, self.mirrors.exists_one(other, "
+            "other.modelServerName == one.modelServerName))",
+            blames="mirrors",
+        ),
     )
     name: Annotated[str, Field(max_length=253, description="A name for people, logs and metrics.")] = ""
     model_match: Annotated[
         ModelMatch | None, Field(description="Which requests the rule is for; left out, all of the route's.")
     ] = None
     target_models: Annotated[
-        Items[TargetModel], Field(min_length=1, max_length=16, description="Destinations, chosen at random by weight.")
+        Items[TargetModel],
+        Field(min_length=1, max_length=16, description="Destinations, chosen by weight: at random, or by `stickyBy`."),
     ]
+    sticky_by: Annotated[
+        StickyBy | None,
+        Field(
+            description="Choose the target by a hash of this value instead of at random: requests with one value have one "
+            "target as long as that has an endpoint that is ready. A request without the value is drawn."
+        ),
+    ] = None
+    mirrors: Annotated[
+        Items[Mirror],
+        Field(max_length=4, description="ModelServers that get copies of the requests; clients see nothing of them."),
+    ] = ()
 
 
 class ParentReference(Owned):
@@ -283,6 +308,10 @@ class ModelRouteSpec(Owned):
         Field(min_length=1, max_length=16, description="Tried in order; the first that matches decides."),
     ]
     rate_limit: Annotated[RateLimit | None, Field(description="Token limits of the model.")] = None
+    traffic_policy: Annotated[
+        RouteTrafficPolicy | None,
+        Field(description="Times and tries of the route's requests; what is left out is as their ModelServer says."),
+    ] = None
 
     def match(self, *, headers: Mapping[str, str], path: str, model: str) -> RouteRule | None:
         """Give the first rule that matches; names in `headers` are lower case, `path` has no query."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import ConfigDict, Field
 
 from matrixinfer.api import dataplane
-from matrixinfer.api.meta import INT32, INT64, Conditions, Duration, ObjectMeta, Owned, Status
+from matrixinfer.api.meta import INT32, INT64, Conditions, Duration, Items, ObjectMeta, Owned, Status
 from matrixinfer.api.names import LABEL_KEY_PATTERN, LABEL_VALUE_PATTERN, LabelKey, LabelValue
 
 if TYPE_CHECKING:
@@ -95,6 +95,10 @@ class WorkloadPort(Owned):
     ] = "http"
 
 
+RetryReason = Annotated[str, Field(max_length=32, pattern=r"^(connect-failure|reset|refused-stream|429|5[0-9][0-9])$")]
+RETRY_ON: Final = ("connect-failure", "reset", "refused-stream", "503")  # an engine that dislikes a request is not dead
+
+
 class Retry(Owned):
     """What happens when a pod fails before the first byte of its answer."""
 
@@ -110,6 +114,16 @@ class Retry(Owned):
     retry_interval: Annotated[
         Duration, Field(description="Pause before the first retry; later ones back off from it.")
     ] = Duration("100ms")
+    retry_on: Annotated[
+        Items[RetryReason],
+        Field(
+            min_length=1,
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+            description="What a try has to fail by, before its answer began, to be followed by another: `connect-failure`, "
+            "`reset` (the connection broke), `refused-stream`, or a status: 429 or one from 500 to 599.",
+        ),
+    ] = RETRY_ON
 
 
 class TrafficPolicy(Owned):
