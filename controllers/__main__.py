@@ -16,6 +16,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -74,23 +75,27 @@ def modelinfer_loop(
     cluster: Cluster,
     served: Served = Served.NOTHING,
     *,
+    clock: Callable[[], float] = time.time,
     may_write: Callable[[], bool] = lambda: True,
     report: Callable[[str, float], None] = lambda _outcome, _seconds: None,
 ) -> Loop:
     """Give the loop that makes the pods of ModelInfers, with what the cluster serves for gangs."""
-    return Loop(cluster, modelinfer.controller(served), workers=_WORKERS, may_write=may_write, report=report)
+    controller = modelinfer.controller(served)
+    return Loop(cluster, controller, workers=_WORKERS, clock=clock, may_write=may_write, report=report)
 
 
-def webhooks_loop(
+def webhooks_loop(  # noqa: PLR0913 - the edge: everything impure is an argument
     cluster: Cluster,
     place: webhooks.Place,
     server: Webhooks,
     *,
+    clock: Callable[[], float] = time.time,
     may_write: Callable[[], bool] = lambda: True,
     report: Callable[[str, float], None] = lambda _outcome, _seconds: None,
 ) -> Loop:
     """Give the loop that keeps the certificates which `server` shows."""
-    loop = Loop(cluster, webhooks.controller(place), publish=server.show, may_write=may_write, report=report)
+    controller = webhooks.controller(place)
+    loop = Loop(cluster, controller, publish=server.show, clock=clock, may_write=may_write, report=report)
     loop.touch(webhooks.KEY)  # there may be nothing yet whose change would
     return loop
 
@@ -175,6 +180,7 @@ async def _serve(options: argparse.Namespace) -> None:
             modelinfer.NAME: modelinfer_loop(
                 cluster,
                 await _once_there(cluster, stopping),
+                clock=server.clock,
                 may_write=may_write,
                 report=watched.reconciled(modelinfer.NAME),
             ),
@@ -183,7 +189,7 @@ async def _serve(options: argparse.Namespace) -> None:
             asked = Webhooks(watched.registry)
             place = webhooks.Place(candidate.namespace, options.webhooks_name)
             loops[webhooks.NAME] = webhooks_loop(
-                cluster, place, asked, may_write=may_write, report=watched.reconciled(webhooks.NAME)
+                cluster, place, asked, clock=server.clock, may_write=may_write, report=watched.reconciled(webhooks.NAME)
             )
             watched.require(asked.problem)
             listening = await stack.enter_async_context(asked.serve(*_socket("--webhooks", options.webhooks)))

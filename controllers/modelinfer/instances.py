@@ -114,7 +114,8 @@ def failed(wanted: Wanted, pod: Seen, now: float, work: Work) -> bool:
     """Tell whether the pod has failed for as long as it may; otherwise note when it will have."""
     if pod.failed_at is None or pod.leaving:
         return False
-    due = max(pod.failed_at + wanted.grace_s, pod.created + PAUSE_S)
+    since = min(pod.failed_at, now)  # nodes have clocks of their own: without grace, a later one holds nothing up
+    due = max(since + wanted.grace_s, pod.created + PAUSE_S)
     if due > now:
         work.look(due)
         return False

@@ -28,7 +28,7 @@ from matrixinfer.cluster import apiserver_calls as calls
 from matrixinfer.cluster import apiserver_connections as connections
 from matrixinfer.cluster.apiserver_calls import Answer, Call
 from matrixinfer.cluster.apiserver_watch import Stream
-from matrixinfer.cluster.clock import boottime
+from matrixinfer.cluster.clock import ServerClock, boottime
 from matrixinfer.cluster.credentials import AccessError
 from matrixinfer.cluster.lease import NotLeader
 from matrixinfer.cluster.protocol import (
@@ -93,6 +93,7 @@ class ApiServer:
         self._report = report
         self._access = access
         self._http = _client(access, self._settings)
+        self.clock = ServerClock()
         self._bucket = Bucket(self._settings.rate, time.monotonic())
         self._threads = ThreadPoolExecutor(self._settings.threads, "apiserver")
         self._lease_threads = ThreadPoolExecutor(2, "apiserver-lease")
@@ -296,6 +297,7 @@ class ApiServer:
                 response.close()
                 response = self._send(call, patience_s)
             code = response.status_code
+            self.clock.heard(response.headers.get("Date"), time.monotonic() - began)
             with contextlib.closing(response):
                 yield response
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, AccessError) as error:
