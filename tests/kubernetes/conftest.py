@@ -18,7 +18,7 @@ from kubernetes import config as official_config
 from matrixinfer.cluster import credentials
 from matrixinfer.cluster.apiserver import ApiServer
 from tests.cluster.conformance import WIDGET_CRD
-from tests.kubernetes import control_plane
+from tests.kubernetes import control_plane, stage
 
 FOLDER = Path(__file__).parent
 numbers = itertools.count()
@@ -140,3 +140,32 @@ def access(plane, *, context: str = "", **changes: Any) -> credentials.Access:
 async def cluster(plane):
     async with ApiServer(access(plane)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def staged():
+    """A control plane whose pods all are for the hollow node of the test that runs."""
+    with own_control_plane(crds=control_plane.OUR_CRDS) as plane:
+        yield plane
+
+
+@pytest.fixture
+async def node(staged):
+    async with stage.noded(staged):
+        yield
+
+
+@pytest.fixture
+async def controller(staged, node):
+    async with stage.controlling(staged) as loop:
+        yield loop
+
+
+@pytest.fixture
+def customer(staged, request):
+    """Somebody with a ModelInfer that is named after the test; it goes with the test."""
+    name = request.node.name.removeprefix("test_").partition("[")[0].replace("_", "-")[-24:].strip("-")
+    user = stage.User(official_client(staged), name)
+    yield user
+    with contextlib.suppress(official.ApiException):
+        user.custom.delete_namespaced_custom_object(*stage.KIND, name)
