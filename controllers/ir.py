@@ -57,6 +57,61 @@ class Backend:
 @dataclass(frozen=True, slots=True)
 class Share:
     """One target of a rule: a backend and its relative weight."""
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A backend that gets copies of requests."""
+
+    name: str
+    percent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a route says in place of its backends; None: what they say."""
+
+    timeout_s: float | None = None
+    idle_s: float | None = None  # of streams only
+    retry: Retry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """How requests of a rule are handled beyond what their backend says; the picker names it by its key."""
+
+    key: str
+    namespace: str
+    targets: tuple[str, ...]  # backends that requests may be sent to
+    together: tuple[str, ...] = ()  # those of them that fail over to one another; two or more, or none
+    mirrors: tuple[Mirror, ...] = ()
+    policy: Policy = field(default_factory=Policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What a provider knows the gateway by."""
+
+    header: str
+    value: str = field(repr=False)
+    prefix: str = ""  # of the header's value
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One ExternalModelProvider, and how it is treated."""
+
+    namespace: str
+    name: str
+    host: str
+    port: int
+    tls: bool = True
+    verify: bool = True  # its certificate
+    ca: str = ""  # PEM of who signs that; "": those whom the machine trusts
+    credential: Credential | None = None
+    timeout_s: float | None = None  # until the answer begins, for each attempt
+    retry: Retry = field(default_factory=Retry)
+    most_requests: int = 1024  # under way at once
+
+
 
     namespace: str
     name: str
@@ -101,6 +156,7 @@ class Picker:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
+    translator: Address | None = None  # where it speaks with providers; None: beside its own socket
     """TLS of a listener. The files are secrets as Envoy reads them; replacing one changes what it says at once."""
 
     certificate: str  # file of the secret `certificate`
@@ -205,6 +261,7 @@ class IR:
     limited: bool = False  # some route has limits, of which answers tell
     access: Access | None = None  # None: nobody is asked who they are
 
+    providers: tuple[Provider, ...] = ()
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -218,6 +275,7 @@ class Refusal:
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """What became of the last IR that was published."""
+    providers: frozenset[tuple[str, str]] = frozenset()
 
     config: IR | None = None  # None: nothing was published yet
     envoys: int = 0  # that are connected

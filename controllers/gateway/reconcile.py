@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 
 NAME: Final = "matrixinfer-gateway"  # the manager of the statuses
 KEY: Final = Key("Gateway", "", "gateway")
-KINDS: Final = (kinds.MODEL_SERVER, kinds.MODEL_ROUTE, kinds.ACCESS_POLICY, kinds.SECRET, kinds.POD)
+KINDS: Final = (
+    kinds.MODEL_SERVER,
+    kinds.MODEL_ROUTE,
+    kinds.ACCESS_POLICY,
+    kinds.EXTERNAL_MODEL_PROVIDER,
+    kinds.SECRET,
+    kinds.POD,
+)
 
 
 def touches(_manifest: Manifest, _world: object) -> Iterable[Key]:
@@ -60,6 +67,7 @@ class Reconciler:
             routes=world.all(kinds.MODEL_ROUTE),
             pods=world.all(kinds.POD),
             policies=world.all(kinds.ACCESS_POLICY),
+            providers=world.all(kinds.EXTERNAL_MODEL_PROVIDER),
             secrets=world.all(kinds.SECRET),
             views=self._views,
         )
@@ -73,6 +81,7 @@ def _statuses(made: Translation, world: World, delivery: ir.Delivery, now: float
         (kinds.MODEL_SERVER, status.of_server),
         (kinds.MODEL_ROUTE, status.of_route),
         (kinds.ACCESS_POLICY, status.of_policy),
+        (kinds.EXTERNAL_MODEL_PROVIDER, status.of_provider),
     )
     for kind, judge in judges:
         for manifest in world.all(kind):

@@ -57,15 +57,26 @@ def of_route(name: Name, made: Translation, delivery: ir.Delivery) -> tuple[dict
     if route.spec.parent_refs:
         why = "parentRefs name a Gateway, and there is none here: remove parentRefs to have the route served"
         return {}, _rejected("NoMatchingParent", why)
+    providers = {
+        (name[0], target.external_model_provider_name)
+        for rule in route.spec.rules
+        for target in rule.target_models
+        if target.external_model_provider_name
+    }
     names = {target.model_server_name for rule in route.spec.rules for target in rule.target_models}
     targets = [(name[0], one) for one in sorted(one for one in names if one)]
     models = frozenset((*([route.spec.model_name] if route.spec.model_name else []), *route.spec.lora_adapters))
     ready = sum(len(made.servers[target].ready) for target in targets if target in made.servers)
+    ready += sum((one.namespace, one.name) in providers for one in made.providers.backends)
     found = [
         _accepted(made.claimed.get(name, ())),
-        _targets(route, [target for target in targets if target not in made.servers]),
-        _programmed(made.config, delivery, backends=frozenset(targets), models=models),
-        _ready(ready, "A target has a ready pod.", "No target has a ready pod."),
+        _targets(
+            route,
+            [target for target in targets if target not in made.servers],
+            sorted(providers - made.providers.resources.keys()),
+        ),
+        _programmed(made.config, delivery, backends=frozenset(targets), models=models, providers=frozenset(providers)),
+        _ready(ready, "A target can be reached.", "No target has a ready pod."),
     ]
     return {}, found
 
@@ -86,6 +97,29 @@ def of_policy(name: Name, made: Translation, delivery: ir.Delivery) -> tuple[dic
         if missing is not None
         else Finding(networking.RESOLVED_REFS, True, "ResolvedRefs", "Everything that it names exists."),
         _guarded(made.config, delivery),
+    ]
+
+
+def of_provider(name: Name, made: Translation, delivery: ir.Delivery) -> tuple[dict[str, Any], list[Finding]]:
+    """Status fields and conditions of an ExternalModelProvider."""
+    problem = made.invalid.get(("ExternalModelProvider", *name))
+    if problem is not None:
+        return {}, _rejected("Invalid", problem)
+    accepted = Finding(networking.ACCEPTED, True, "Accepted", "The ExternalModelProvider is valid.")
+    missing = made.providers.missing.get(name)
+    if missing is not None:
+        why = "No request is sent to it without its Secrets; see ResolvedRefs."
+        return {}, [
+            accepted,
+            Finding(networking.RESOLVED_REFS, False, "SecretNotUsable", f"{missing}."),
+            Finding(networking.PROGRAMMED, False, "NotResolved", why),
+            Finding(networking.READY, False, "NotResolved", why),
+        ]
+    return {}, [
+        accepted,
+        Finding(networking.RESOLVED_REFS, True, "ResolvedRefs", "The Secrets that it names can be used."),
+        _programmed(made.config, delivery, backends=frozenset(), providers=frozenset((name,))),
+        Finding(networking.READY, True, "Ready", "Requests can be sent to it."),
     ]
 
 
@@ -165,20 +199,15 @@ def _pods(server: Server, shared: Sequence[str]) -> Finding:
     return Finding(networking.RESOLVED_REFS, True, "ResolvedRefs", f"Pods with the labels {labels} exist.")
 
 
-def _targets(route: networking.ModelRoute, missing: list[Name]) -> Finding:
+def _targets(route: networking.ModelRoute, missing: list[Name], outside: list[Name]) -> Finding:
     if missing:
         listed = ", ".join(name for _, name in missing)
         why = f"No valid ModelServer of this name in namespace {route.metadata.namespace}: {listed}."
         return Finding(networking.RESOLVED_REFS, False, "BackendNotFound", why)
-    providers = sorted(
-        target.external_model_provider_name
-        for rule in route.spec.rules
-        for target in rule.target_models
-        if target.external_model_provider_name
-    )
-    if providers:
-        why = f"External providers are not served by this gateway: {', '.join(providers)}. Use modelServerName."
-        return Finding(networking.RESOLVED_REFS, False, "UnsupportedTarget", why)
+    if outside:
+        listed = ", ".join(name for _, name in outside)
+        why = f"No valid ExternalModelProvider of this name in namespace {route.metadata.namespace}: {listed}."
+        return Finding(networking.RESOLVED_REFS, False, "BackendNotFound", why)
     return Finding(networking.RESOLVED_REFS, True, "ResolvedRefs", "All targets exist.")
 
 
@@ -188,13 +217,15 @@ def _programmed(
     *,
     backends: frozenset[Name],
     models: frozenset[str] = frozenset(),
+    providers: frozenset[Name] = frozenset(),
 ) -> Finding:
-    if delivery.config is not None and _concerning(config, backends, models) == _concerning(
-        delivery.config, backends, models
+    if delivery.config is not None and _concerning(config, backends, models, providers) == _concerning(
+        delivery.config, backends, models, providers
     ):
         for refusal in delivery.refusals:
             vague = refusal.backends is None and refusal.models is None
-            if vague or backends & (refusal.backends or frozenset()) or models & (refusal.models or frozenset()):
+            named = backends & (refusal.backends or frozenset()) or models & (refusal.models or frozenset())
+            if vague or named or providers & refusal.providers:
                 why = f"Envoy refused it and goes on with what it had: {refusal.message}"
                 return Finding(networking.PROGRAMMED, False, "Refused", why)
         if not delivery.envoys:
@@ -206,7 +237,9 @@ def _programmed(
     return Finding(networking.PROGRAMMED, None, "Pending", "Envoy has not answered yet.")
 
 
-def _concerning(config: ir.IR, backends: frozenset[Name], models: frozenset[str]) -> tuple[object, ...]:
+def _concerning(
+    config: ir.IR, backends: frozenset[Name], models: frozenset[str], providers: frozenset[Name]
+) -> tuple[object, ...]:
     """Cut out what the object is about; endpoints come and go without being news."""
     return (
         tuple(
@@ -214,6 +247,7 @@ def _concerning(config: ir.IR, backends: frozenset[Name], models: frozenset[str]
             for one in config.backends
             if (one.namespace, one.name) in backends
         ),
+        tuple(one for one in config.providers if (one.namespace, one.name) in providers),
         tuple(one.name for one in config.models if one.name in models),
         tuple(one.rules for one in config.models if one.name in models),
     )

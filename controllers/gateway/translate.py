@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from controllers import ir
 from controllers.gateway import access, overlaps
+from controllers.gateway import providers as external
 from matrixinfer.api import core, dataplane, networking, validation
 
 if TYPE_CHECKING:
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
     from matrixinfer.api.meta import Manifest
 
 Name = tuple[str, str]  # namespace, name
-View = TypeVar("View", core.Pod, networking.ModelServer, networking.ModelRoute, networking.AccessPolicy)
+View = TypeVar(
+    "View",
+    core.Pod,
+    networking.ModelServer,
+    networking.ModelRoute,
+    networking.AccessPolicy,
+    networking.ExternalModelProvider,
+)
 
 SHORTEST_S, LONGEST_S = 0.001, 86_400.0  # spans that a proxy's timers can keep; beyond them is as good as at them
 
@@ -48,6 +56,7 @@ class Translation:
     servers: Mapping[Name, Server] = field(default_factory=dict)
     routes: Mapping[Name, networking.ModelRoute] = field(default_factory=dict)
     access: access.Policies = field(default_factory=access.Policies)
+    providers: external.Providers = field(default_factory=external.Providers)
     invalid: Mapping[tuple[str, str, str], str] = field(default_factory=dict)  # kind, namespace, name -> what to change
     claimed: Mapping[Name, tuple[str, ...]] = field(default_factory=dict)  # by route: its names that are others' first
     shared: Mapping[Name, tuple[str, ...]] = field(default_factory=dict)  # by ModelServer: who else selects its pods
@@ -81,6 +90,7 @@ def translate(  # noqa: PLR0913 - one for each kind that is read
     routes: Iterable[Manifest],
     pods: Iterable[Manifest],
     policies: Sequence[Manifest] = (),
+    providers: Iterable[Manifest] = (),
     secrets: Iterable[Manifest] = (),
     views: Views | None = None,
 ) -> Translation:
@@ -96,18 +106,21 @@ def translate(  # noqa: PLR0913 - one for each kind that is read
     }
     taken = {_name(route): route for route in _parsed(views, networking.ModelRoute, routes, invalid)}
     known = list(_parsed(views, networking.AccessPolicy, policies, invalid))
+    entries = {_of(one): one for one in secrets}
+    outside = external.translate(_parsed(views, networking.ExternalModelProvider, providers, invalid), entries)
     views.end_round()
     order = _order([route for route in taken.values() if not route.spec.parent_refs])
     config = ir.IR(
         gateway=gateway,
         backends=tuple(_backend(server) for _, server in sorted(found.items())),
         models=_models(order, found),
+        providers=outside.backends,
         limited=any(route.spec.rate_limit is not None for route in taken.values()),
     )
     guarded = access.translate(
         known,
         broken=[one for one in policies if ("AccessPolicy", *_of(one)) in invalid],
-        secrets=secrets,
+        secrets=entries.values(),
         routes=taken,
         served=(model.name for model in config.models),
     )
@@ -118,6 +131,7 @@ def translate(  # noqa: PLR0913 - one for each kind that is read
         guarded,
         invalid,
         claimed=overlaps.claims({model: [_name(route) for route in claimants] for model, claimants in order.items()}),
+        outside,
         shared=overlaps.shared((name, server.endpoints) for name, server in found.items()),
     )
 

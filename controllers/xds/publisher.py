@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from controllers.xds.session import Nack
 
 BACKEND: Final = re.compile(r"modelserver/([^/\s'\"]+)/([^/\s'\",:)]+)")
+PROVIDER: Final = re.compile(r"provider/([^/\s'\"]+)/([^/\s'\",:)]+)")
 Piece = ir.Backend | ir.Model
 ROUTE: Final = re.compile(r"model/(.+?)/\d+\b")
 
@@ -115,8 +116,6 @@ def _refusal(nack: Nack) -> ir.Refusal:
     text = " ".join((nack.message, *(nack.names if nack.type_url != RDS else ())))
     backends = frozenset((found[1], found[2]) for found in BACKEND.finditer(text))
     models = frozenset(found[1] for found in ROUTE.finditer(text))
-    return ir.Refusal(
-        nack.message,
-        backends or (None if not models else frozenset()),
-        models or (None if not backends else frozenset()),
-    )
+    providers = frozenset((found[1], found[2]) for found in PROVIDER.finditer(text))
+    known = bool(backends or models or providers)
+    return ir.Refusal(nack.message, backends if known else None, models if known else None, providers)

@@ -44,7 +44,7 @@ from envoy_data_plane.xds.type.matcher.v3 import (
 )
 
 from controllers import ir
-from controllers.xds import access
+from controllers.xds import access, providers
 from controllers.xds.typed import packed, xds_extension
 from matrixinfer.api import dataplane
 
@@ -111,6 +111,11 @@ def _told(header: str, key: str) -> HeaderValueOption:
 def picked(backend: ir.Backend, limits: ir.Limits) -> MatcherOnMatch:
     """Build what is done with a request that the picker gave this backend as its target."""
     return _then(_backend_route(backend, limits))
+
+
+def outward(provider: ir.Provider, limits: ir.Limits) -> MatcherOnMatch:
+    """Build what is done with a request that the picker gave this provider as its target."""
+    return _then(providers.route(provider, limits))
 
 
 def unpicked(model: ir.Model, backends: tuple[ir.Backend, ...], limits: ir.Limits) -> MatcherOnMatch:

@@ -1,7 +1,8 @@
 """One Envoy's subscription as a state machine: requests and snapshots in, responses out. No clock, no network.
 
-State of the world. Types go out in the order clusters, endpoints, listeners, routes. Envoy answers for clusters when
-the new ones are warm, which takes their endpoints, so endpoints do not wait for that answer; listeners and routes do. A
+State of the world. Types go out in the order clusters, secrets, endpoints, listeners, routes. Envoy answers for clusters
+when the new ones are warm, which takes their secrets and endpoints, so these do not wait for that answer; listeners and
+routes do. A
 cluster that is no longer wanted goes last, when the routes that named it are gone. Listeners and clusters are sent
 whole, as the protocol demands; of endpoints and routes only what is asked for and differs.
 """
@@ -11,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from controllers.xds.snapshot import CDS, EDS, LDS, RDS, Resource, Snapshot, version
+from controllers.xds.snapshot import CDS, EDS, LDS, RDS, SDS, Resource, Snapshot, version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 # Make before break: what is pointed at goes before what points at it.
-ORDER: Final = (CDS, EDS, LDS, RDS)
+ORDER: Final = (CDS, SDS, EDS, LDS, RDS)
 WHOLE: Final = frozenset({CDS, LDS})  # sent complete: what is missing is removed
 
 
@@ -108,7 +109,7 @@ class Session:
                 chosen = self._due(type_url, known, snapshot.resources[type_url])
                 if chosen is not None:
                     yield self._respond(type_url, known, chosen)
-            if type_url != CDS and self._waiting():
+            if type_url not in (CDS, SDS) and self._waiting():
                 return
         clusters = self._types.get(CDS)
         refused = any(known.refusals for known in self._types.values())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf import any_pb2
 
-from controllers.xds import access, clusters, listeners, routes
+from controllers.xds import access, clusters, listeners, providers, routes
 from controllers.xds.typed import packed
 from matrixinfer.api import dataplane
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "type.googleapis.com/envoy.config."
 CDS: Final = PREFIX + "cluster.v3.Cluster"
+SDS: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 EDS: Final = PREFIX + "endpoint.v3.ClusterLoadAssignment"
 LDS: Final = PREFIX + "listener.v3.Listener"
 RDS: Final = PREFIX + "route.v3.RouteConfiguration"
@@ -73,6 +74,12 @@ class Builder:
                 clusters.PICKER: encoder.encode(clusters.picker_cluster, gateway.picker),
                 **{name: encoder.encode(clusters.keys_cluster, name, url) for name, url in fetched.items()},
                 **{name: encoder.encode(clusters.cluster, one) for name, one in zip(names, bare, strict=True)},
+                **_outward(config, encoder),
+            },
+            SDS: {
+                dataplane.provider_name(one.namespace, one.name): encoder.encode(providers.secret, one)
+                for one in config.providers
+                if one.credential is not None
             },
             EDS: {
                 name: encoder.encode(clusters.assignment, one) for name, one in zip(names, config.backends, strict=True)
@@ -92,6 +99,10 @@ class Builder:
         targets = {
             dataplane.target_name(*name): encoder.part(routes.picked, one, limits) for name, one in backends.items()
         }
+        targets |= {
+            dataplane.provider_name(one.namespace, one.name): encoder.part(routes.outward, providers.bare(one), limits)
+            for one in config.providers
+        }
         models = {}
         if config.gateway.picker.fail_open:
             for model in config.models:
@@ -106,6 +117,20 @@ class Builder:
             packed_routes = any_pb2.Any(type_url=RDS, value=routes.filled(frame, targets, models))
             self._last_routes = ((frame, targets, models), _resource(packed_routes.SerializeToString()))
         return self._last_routes[1]
+
+
+def _outward(config: ir.IR, encoder: _Encoder) -> dict[str, Resource]:
+    """Encode the clusters of providers, and that of the translator before them, if there is one."""
+    address = providers.translator(config.gateway.picker)
+    if not config.providers or address is None:
+        return {}
+    return {
+        providers.TRANSLATOR: encoder.encode(providers.translator_cluster, address),
+        **{
+            dataplane.provider_name(one.namespace, one.name): encoder.encode(providers.cluster, providers.bare(one))
+            for one in config.providers
+        },
+    }
 
 
 class _Encoder:

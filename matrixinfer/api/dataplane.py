@@ -6,7 +6,10 @@ Inference Extension, endpoint-picker protocol 1.0) are kept where there is one; 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Endpoint-picker protocol: the ordered list "ip:port[,ip:port...]" that the picker answers, as header and as metadata.
 ENDPOINT: Final = "x-gateway-destination-endpoint"
@@ -19,6 +22,13 @@ SERVED: Final = "x-gateway-destination-endpoint-served"
 
 # Request header, set by the picker only and never sent on: the ModelServer ("namespace/name") whose route applies.
 TARGET: Final = "x-matrixinfer-target"
+# Request header, set by the picker only and never sent on: the key of the rule's handling (`networking.Handling`), where
+# it has one; with one of the endings if only a part of it is for this request.
+HANDLING: Final = "x-matrixinfer-handling"
+STREAM: Final = "-stream"  # the answer is a stream, so silence in it is bounded
+ALONE: Final = "-alone"  # the body is for this target only: it fails over to no other, and nobody gets a copy
+# Request header of a copy, set by Envoy only and never sent on: where its body names the model, and the name to put there.
+RENAME: Final = "x-matrixinfer-rename"
 # Request header, set by Envoy only and never sent on: the model that it read in the body, where it had to.
 MODEL: Final = "x-matrixinfer-model"
 # Request header of a client that asks for the decision; response header that carries it (compact JSON).
@@ -27,6 +37,8 @@ DECISION: Final = "x-matrixinfer-decision"
 # Response header on refusals: why, as a stable word (`no-endpoints`, `unknown-model`, ...).
 REASON: Final = "x-matrixinfer-reason"
 REQUEST_ID: Final = "x-request-id"
+# Request headers that carry credentials: a client's never reach a provider, and a provider's never the picker.
+CREDENTIALS: Final = ("authorization", "x-api-key", "proxy-authorization", "cookie")
 
 # Dynamic metadata that the picker sets on a decided request (namespace, then keys). All values are strings.
 METADATA: Final = "matrixinfer"
@@ -35,11 +47,17 @@ OFFERED: Final = "offered"  # the same, told before the decision: all that Envoy
 USAGE_CHUNKS: Final = "usage_chunks"  # what to do with usage that the client did not ask for: one of the two below
 HIDE_ALL: Final = "hide-all"  # drop the final usage-only chunk, and usage inside other chunks
 HIDE_RUNNING: Final = "hide-running"  # the client asked for final usage: strip it from the other chunks only
+PROVIDER: Final = "provider"  # how an external provider is spoken to (compact JSON), for the filter before it
 EXPLANATION: Final = "decision"  # becomes the response header DECISION
 # What a route's limits leave: each is the name of a response header, and the key of its value.
 LIMITS: Final = tuple(
     f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")
 )
+
+# Dynamic metadata that the picker sets where others than its target may get the body, and know the model by another name.
+# The names are JSON strings, in ASCII. Keys are endpoints ("ip:port"), the cluster names of mirrors, and SPAN.
+NAMES_METADATA: Final = "matrixinfer.names"
+SPAN: Final = "span"  # "start:length" of the name's JSON string in the body that is sent
 
 # Dynamic metadata that Envoy itself writes, for the access log.
 USAGE_METADATA: Final = "matrixinfer.usage"  # numbers: prompt_tokens, completion_tokens, cached_tokens; string: model
@@ -64,6 +82,26 @@ PORT_ANNOTATION: Final = "networking.matrixinfer.ai/port"
 def cluster_name(namespace: str, name: str) -> str:
     """Name of the Envoy cluster that holds the endpoints of ModelServer `namespace/name`."""
     return f"modelserver/{namespace}/{name}"
+
+
+def together_name(namespace: str, names: Sequence[str]) -> str:
+    """Name of the Envoy cluster that holds the endpoints of all these ModelServers; `names` are sorted."""
+    return f"modelservers/{namespace}/{'+'.join(names)}"
+
+
+def mirror_name(namespace: str, name: str) -> str:
+    """Name of the Envoy cluster that takes copies for ModelServer `namespace/name`."""
+    return f"mirror/{namespace}/{name}"
+
+
+def provider_name(namespace: str, name: str) -> str:
+    """Name of ExternalModelProvider `namespace/name`: of its Envoy cluster, of its secret, and as value of TARGET."""
+    return f"provider/{namespace}/{name}"
+
+
+def translator_socket(picker: str) -> str:
+    """Path of the socket by which providers are spoken to, beside that of the picker."""
+    return f"{picker}.out"
 
 
 def target_name(namespace: str, name: str) -> str:
