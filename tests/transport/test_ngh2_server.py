@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import struct
+import weakref
 
 import ngh2
 import pytest
@@ -181,6 +183,19 @@ async def test_a_stream_that_ends_inside_a_message_is_an_internal_error(server, 
 
     assert headers[b"grpc-status"] == b"13"
     assert served[ECHO].listeners[0].cancels == 1
+
+
+async def test_a_call_that_is_over_leaves_nothing_to_the_garbage_collector(start, served, channel):
+    gc.collect()
+    gc.disable()
+    try:
+        await unary(channel, ECHO, b"x")
+        gone = weakref.ref(served[ECHO].listeners.pop())
+        await unary(channel, COUNT, b"x")  # by its answer, the call before it is closed
+
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_unfinished_messages_share_one_bound_and_give_it_back(start, served):

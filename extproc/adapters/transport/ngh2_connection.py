@@ -170,8 +170,7 @@ class Connection(asyncio.Protocol):
             return
         self._transport = None
         for call in list(self._calls.values()):
-            self.release(call.messages)
-            call.lost()
+            self._gone(call)
         self._calls.clear()
         self._server.forget(self)
 
@@ -257,10 +256,15 @@ class Connection(asyncio.Protocol):
     def _stream_closed(self, event: Any) -> None:
         call = self._calls.pop(event.stream_id, None)
         if call is not None:
-            self.release(call.messages)
-            call.lost()
+            self._gone(call)
         if self._drain is _Drain.LAST and not self._calls:
             self.flush_soon()
+
+    def _gone(self, call: NgCall) -> None:
+        """Part with a call whose stream is closed: call and listener know each other, and neither waits for the collector."""
+        self.release(call.messages)
+        call.lost()
+        call.listener = None
 
     def _connection_closed(self, _event: Any) -> None:
         self._ended = True
