@@ -7,7 +7,7 @@ served and a `gangPolicy` asks for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,6 +66,10 @@ class Gang:
             used = served is Served.IN_TREE and spec.template.min_role_replicas is not None
             used = used and spec.scheduler_name != VOLCANO
         return cls(served, used, spec)
+
+    def unused(self) -> Gang:
+        """Give the same for pods that no PodGroup is for."""
+        return replace(self, used=False)
 
     @property
     def problem(self) -> str:

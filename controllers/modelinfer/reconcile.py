@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
-from controllers.modelinfer import children, drift, events, observe, revisions, status
+from controllers.modelinfer import children, drift, events, observe, podgroups, revisions, status
 from controllers.modelinfer.gangs import Gang, Served
 from controllers.modelinfer.plan import plan
 from controllers.modelinfer.shapes import Limits, Wanted
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from controllers.modelinfer.plan import Steps
+    from controllers.modelinfer.podgroups import PodGroups
     from controllers.modelinfer.revisions import Revision
     from controllers.modelinfer.shapes import InstanceKey, Place, Seen
     from matrixinfer.api.kinds import Kind
@@ -114,8 +115,9 @@ class Reconciler:
         case = self._case(manifest, infer, world, now)
         taken = _taken(case, world)
         first = [*_revision(case)]
-        around = [*_pod_groups(case, world), *_services(case, world, taken)]
-        pods = list(_pods(case, taken))
+        gangs = _pod_groups(case, world)
+        around = [*gangs.writes, *_services(case, world, taken)]
+        pods = list(_pods(case, taken, gangs))
         rest = [*_together(_removals(case)), *_together(around), *pods, *_history(case)]
         if not refusal and (first or pods or any(isinstance(action, Apply) for action in around)):
             refusal = status.refusal(manifest)  # it stands until what was refused is no longer to be made
@@ -218,17 +220,18 @@ def _removals(case: _Case) -> Iterator[Delete]:
         yield Delete(kinds.POD, removal.pod.name, case.namespace, uid=removal.pod.uid)
 
 
-def _pods(case: _Case, taken: Mapping[str, str]) -> Iterator[Action]:
+def _pods(case: _Case, taken: Mapping[str, str], gangs: PodGroups) -> Iterator[Action]:
     """Make pods some groups at a time; of those workers first, and last what says that a group has been whole."""
     first = case.wanted.update.roles[0].name
     for places in _some_groups(case.steps.create):
         waves: tuple[list[Apply], ...] = ([], [], [])
         for place in places:
-            revision = case.revision(place.revision)
-            if revision is not None and _pod_name(case, place) not in taken:
+            revision, group = case.revision(place.revision), place.instance.group
+            if revision is not None and _pod_name(case, place) not in taken and group not in gangs.waiting:
+                gang = case.gang.unused() if group in gangs.alone else case.gang
                 last = place.instance.role == first and place.instance.index == 0
                 wave = waves[0 if place.member else 2 if last else 1]
-                wave.append(Apply(kinds.POD, children.pod(case.manifest, place, revision, case.gang)))
+                wave.append(Apply(kinds.POD, children.pod(case.manifest, place, revision, gang)))
         for wave in waves:
             yield from _together(wave)
 
@@ -267,23 +270,16 @@ def _services(case: _Case, world: World, taken: Mapping[str, str]) -> Iterator[A
             yield from _delete(kinds.SERVICE, one)
 
 
-def _pod_groups(case: _Case, world: World) -> Iterator[Apply | Delete]:
+def _pod_groups(case: _Case, world: World) -> PodGroups:
     kind = case.gang.served.kind
-    if kind is None:
-        return
-    standing = {one["metadata"]["name"]: one for one in world.owned(kind, _uid(case))}
-    if case.gang.used:
-        there = {ordinal: group.shape for ordinal, group in case.steps.groups.items()} | dict(case.steps.targets)
-        for ordinal, shape in sorted(there.items()):
-            stands = standing.pop(workload.group_name(case.name, ordinal), None)
-            revision = case.revision(shape.revision)
-            if revision is None:
-                continue
-            wanted = case.gang.pod_group(case.manifest, ordinal, revision)
-            if stands is None or drift.differs(wanted, stands):
-                yield Apply(kind, wanted)
-    for one in standing.values():
-        yield from _delete(kind, one)
+    there = {ordinal: group.shape for ordinal, group in case.steps.groups.items()} | dict(case.steps.targets)
+    return podgroups.decide(
+        case.manifest,
+        case.gang,
+        {ordinal: case.revision(shape.revision) for ordinal, shape in sorted(there.items())},
+        standing=() if kind is None else world.owned(kind, _uid(case)),
+        inhabited={pod.instance.group for pod in case.seen},
+    )
 
 
 def _history(case: _Case) -> Iterator[Delete]:

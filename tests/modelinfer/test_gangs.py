@@ -166,3 +166,46 @@ def test_a_pod_asks_for_its_containers_and_sidecars_or_for_the_most_that_startin
 
 def test_fractions_of_thousandths_are_rounded_up():
     assert quantities.written({"cpu": quantities.parse("100u")}) == {"cpu": "1m"}
+
+
+async def in_tree(*roles, **fields):
+    village = Village(Served.IN_TREE)
+    await village.apply(an_infer(*roles, template={"gangPolicy": {}}, **fields))
+    await village.settle()
+    return village
+
+
+async def test_the_api_servers_own_pod_group_is_never_changed_while_its_pods_are_there():
+    village = await in_tree(a_role(workers=1))
+    [before] = (await pod_groups(village)).values()
+    await village.apply(an_infer(a_role(workers=1, replicas=2), template={"gangPolicy": {}}))
+    await village.settle()
+    [after] = (await pod_groups(village)).values()
+
+    assert after == before
+    assert {pod["spec"]["schedulingGroup"]["podGroupName"] for pod in (await village.pods()).values()} == {"demo-0"}
+
+
+async def test_a_group_that_begins_anew_has_a_pod_group_of_its_numbers():
+    village = await in_tree(a_role(workers=1))
+    [before] = (await pod_groups(village)).values()
+    await village.apply(an_infer(a_role(workers=1, replicas=2, image="sim:2"), template={"gangPolicy": {}}))
+    await village.settle()
+    [after] = (await pod_groups(village)).values()
+
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    assert after["spec"]["schedulingPolicy"]["gang"]["minCount"] == 4
+    assert len(await village.pods()) == 4
+
+
+async def test_a_pod_of_a_group_that_has_become_smaller_does_not_wait_for_those_that_are_gone():
+    village = await in_tree(a_role(replicas=3))
+    await village.apply(an_infer(a_role(replicas=2), template={"gangPolicy": {}}))
+    await village.settle()
+    await village.cluster.delete(kinds.POD, "demo-0-decode-0-0", "default", grace_period_s=0)
+    await village.settle()
+
+    assert {name: "schedulingGroup" in pod["spec"] for name, pod in (await village.pods()).items()} == {
+        "demo-0-decode-0-0": False,
+        "demo-0-decode-1-0": True,
+    }
