@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from matrixinfer.api import kinds as known
 from matrixinfer.cluster.protocol import (
     AlreadyExists,
     ClusterError,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from matrixinfer.cluster.protocol import Cluster, Kind, Manifest
 
 log = logging.getLogger(__name__)
+
+KINDS: Final = (known.POD, known.MODEL_SERVER, known.MODEL_ROUTE)  # what pickers read
 
 _LIST_ENDS: Final = "k8s.io/initial-events-end"
 _LONGEST_LINE: Final = 64 * 1024 * 1024

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("matrixinfer.local")
 
-FEED = (kinds.POD, kinds.SERVICE, kinds.MODEL_SERVER, kinds.MODEL_ROUTE)  # what the picker may read
 STOP_GRACE_S = 2.5  # what pods get to stop by themselves when the whole stack goes
 LOOK_EVERY_S = 0.05  # whether it serves by now
 
@@ -223,7 +222,7 @@ class Stack:
         counting = self._count()
         await self._fill()
         news = self.gateways[0].sockets.feed
-        await cleanup.enter_async_context(feed.serve(self.cluster, news, FEED))
+        await cleanup.enter_async_context(feed.serve(self.cluster, news, feed.KINDS))
         self._keep(self.node.run(), "node")
         for one in self.gateways:
             command = gateways.picker(config, one, feed=news, counter=counting, logs=self.logs)
