@@ -95,6 +95,7 @@ class Decision(NamedTuple):
     explanation: str = ""  # compact JSON for a client that asked
     headers: tuple[tuple[str, str], ...] = ()  # set on the request beside the picker's own
     told: tuple[tuple[str, str], ...] = ()  # set on the answer: what limits leave
+    provider: str = ""  # for an external provider: how it is spoken to, in the words of `providers.note`
 
 
 class Reply(NamedTuple):

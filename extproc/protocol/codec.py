@@ -195,7 +195,7 @@ def _head(name: str) -> bytes:
 _ENDPOINT, _TARGET, _LENGTH = _head(dataplane.ENDPOINT), _head(dataplane.TARGET), _head("content-length")
 _LB, _OURS = _head(dataplane.ENDPOINT_METADATA), _head(dataplane.METADATA)
 _TICKET, _USAGE, _EXPLANATION = _head(dataplane.TICKET), _head(dataplane.USAGE_CHUNKS), _head(dataplane.EXPLANATION)
-_OFFERED = _head(dataplane.OFFERED)
+_OFFERED, _PROVIDER = _head(dataplane.OFFERED), _head(dataplane.PROVIDER)
 
 
 def _set_header(name: bytes, value: bytes) -> bytes:
@@ -247,6 +247,8 @@ def decided(
         ours += _string_entry(_USAGE, decision.usage.value.encode())
     if decision.explanation:
         ours += _string_entry(_EXPLANATION, decision.explanation.encode("utf-8", "replace"))
+    if decision.provider:
+        ours += _string_entry(_PROVIDER, decision.provider.encode())
     for name, value in decision.told:
         ours += _string_entry(_head(name), value.encode())
     metadata = field(_METADATA, lb + _struct_entry(_OURS, ours))

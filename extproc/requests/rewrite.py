@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from extproc.types import InferenceRequest
 
 _ABSENT: Final = msgspec.Raw()
-_ASK: Final = b'{"include_usage":true,"continuous_usage_stats":true}'
+_INCLUDE: Final = b'"include_usage":true'
+_RUNNING: Final = b'"continuous_usage_stats":true'
 _TRUE: Final = b"true"
 
 
@@ -43,11 +44,14 @@ _spans: Final = msgspec.json.Decoder(_Spans).decode
 _options: Final = msgspec.json.Decoder(_Options).decode
 
 
-def rewritten(request: InferenceRequest, *, model: str | None, usage: bool = True) -> tuple[bytes | None, Usage]:
+def rewritten(
+    request: InferenceRequest, *, model: str | None, usage: bool = True, running: bool = True
+) -> tuple[bytes | None, Usage]:
     """Return the body with `model` in place of the client's, and with `usage` asked of a stream that can tell it.
 
     The body is None where nothing changes. A stream reports usage so far in every chunk, so that one which breaks off
-    can be settled; the second value says what the client must not see of it.
+    can be settled, unless it goes to a service that does not know how (`running` is False) and tells usage at its end; the
+    second value says what the client must not see of it.
     """
     asks = usage and request.stream and paths.SHAPES[request.path].usage
     if model is None and not asks:
@@ -61,27 +65,28 @@ def rewritten(request: InferenceRequest, *, model: str | None, usage: bool = Tru
         edits.append(_Edit(start, start + len(memoryview(spans.model)), msgspec.json.encode(model)))
     hidden = Usage.AS_IS
     if asks:
-        asked = _usage_edits(body, base, spans.stream_options)
+        asked = _usage_edits(body, base, spans.stream_options, running=running)
         if asked:
             edits += asked
             hidden = Usage.HIDE_RUNNING if request.wants_usage else Usage.HIDE_ALL
     return (_applied(body, edits) if edits else None), hidden
 
 
-def _usage_edits(body: bytes, base: int, options: msgspec.Raw) -> list[_Edit]:
+def _usage_edits(body: bytes, base: int, options: msgspec.Raw, *, running: bool) -> list[_Edit]:
     raw = bytes(options)
+    asked = b"{%s,%s}" % (_INCLUDE, _RUNNING) if running else b"{%s}" % _INCLUDE
     if not raw:
         start = body.index(b"{") + 1
-        return [_Edit(start, start, b'"stream_options":' + _ASK + b",")]
+        return [_Edit(start, start, b'"stream_options":' + asked + b",")]
     offset = _address(options) - base
     if raw[:1] != b"{":  # null
-        return [_Edit(offset, offset + len(raw), _ASK)]
+        return [_Edit(offset, offset + len(raw), asked)]
     edits = []
     missing = []
     found = _options(options)
     for name, value in (
-        (b'"include_usage":true', found.include_usage),
-        (b'"continuous_usage_stats":true', found.continuous_usage_stats),
+        (_INCLUDE, found.include_usage),
+        *(((_RUNNING, found.continuous_usage_stats),) if running else ()),
     ):
         text = bytes(value)
         if not text:

@@ -50,6 +50,7 @@ class Sent(NamedTuple):
     at: float  # monotonic seconds
     predicted_cached_tokens: int | None = None  # that its engine will find in its cache; None: not known exactly
     prefill_s: float = 0.0  # that another endpoint took for the prompt before
+    outside: bool = False  # sent to an external provider, whose endpoints tell nothing of themselves
 
 
 class End(Enum):
@@ -219,6 +220,8 @@ class Ledger:
 
     def _surely_over(self, sent: Sent) -> bool:
         table = self._table
+        if sent.outside:
+            return False
         for address in sent.endpoints:
             row = table.row(address)
             if row is None:
@@ -231,6 +234,8 @@ class Ledger:
 def _judged(opened: _Open, outcome: Outcome) -> Settlement:
     """Say how the request ended, who served it and who failed it."""
     sent = opened.sent
+    if sent.outside and outcome.endpoint:
+        outcome = outcome._replace(endpoint=sent.endpoints[0])  # by its name, whatever that resolves to
     flags = _FAILURES.intersection(outcome.flags)
     refused = outcome.status in _REFUSALS and bool(outcome.endpoint)
     served = "" if flags or refused else outcome.endpoint
