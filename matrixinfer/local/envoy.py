@@ -78,6 +78,7 @@ def bootstrap(template: str, sockets: Sockets) -> str:
     values = {
         "NODE_ID": "local",
         "XDS_ADDRESS": json.dumps({"pipe": {"path": str(sockets.xds)}}),
+        "XDS_DISCOVERY": "STATIC",
         "ADMIN_ADDRESS": json.dumps({"pipe": {"path": str(sockets.admin)}}),
         "MAX_CONNECTIONS": str(MAX_CONNECTIONS),
     }

@@ -46,6 +46,8 @@ class Pick:
     ticket: str = "t-1"
     metadata: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    handling: str = ""
+    names: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -168,6 +170,8 @@ def respond(answer: Pick | Immediate, *, in_headers: bool) -> Any:
             )
         )
     headers = {dataplane.ENDPOINT: answer.endpoints, dataplane.TARGET: answer.target}
+    if answer.handling:
+        headers[dataplane.HANDLING] = answer.handling
     common = ext_proc.CommonResponse(clear_route_cache=True)
     if answer.body is not None:
         headers["content-length"] = str(len(answer.body))
@@ -182,6 +186,7 @@ def respond(answer: Pick | Immediate, *, in_headers: bool) -> Any:
         {
             dataplane.ENDPOINT_METADATA: {dataplane.ENDPOINT: answer.endpoints},
             dataplane.METADATA: {dataplane.TICKET: answer.ticket, **answer.metadata},
+            dataplane.NAMES_METADATA: answer.names,
         }
     )
     return response
@@ -330,6 +335,7 @@ class Envoy:
         text = (ROOT / "envoy" / "bootstrap.yaml").read_text().replace("interval: 30s", f"interval: {ping}")
         for name, value in {
             "NODE_ID": self.name,
+            "XDS_DISCOVERY": "STATIC",
             "XDS_ADDRESS": json.dumps({"pipe": {"path": f"{self.folder}/xds.sock"}}),
             "ADMIN_ADDRESS": json.dumps({"pipe": {"path": f"{self.folder}/{self.name}.sock"}}),
             "MAX_CONNECTIONS": "1000",
@@ -484,7 +490,7 @@ async def running(*, fail_open: bool = True, served: bool = True, **gateway: Any
                 **gateway,
             ),
             (demo(engines),),
-            (ir.Model("demo", (ir.Rule((ir.Share("default", "demo", 100),)),)),),
+            models=(ir.Model("demo", (ir.Rule((ir.Share("default", "demo", 100),)),)),),
         )
         if served:
             await envoy.start(config)
