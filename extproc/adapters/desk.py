@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from extproc.adapters.errands import Telling
 from extproc.errors import Rejection
 from extproc.traffic.ledger import End
-from extproc.types import Outcome
+from extproc.types import Decision, Outcome
 from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from extproc.adapters.transport.ext_proc import Answer, Parked
     from extproc.director import Director
     from extproc.traffic.ledger import Settlement
-    from extproc.types import Decision, HttpRequest, Reply
+    from extproc.types import HttpRequest, Reply
 
 _LOG = logging.getLogger("extproc.requests")
 _SERVER_ERROR: Final = 500
@@ -59,6 +59,7 @@ class Desk:
         self._telemetry = telemetry
         self._access_log = access_log
         self._answered: dict[str, tuple[str, int]] = {}  # by ticket: endpoint, status
+        self._over: OrderedDict[str, Outcome] = OrderedDict()  # ends that came before their decision, by ticket
 
     def decide(self, request: HttpRequest) -> Decision | Reply | Parked:
         """Decide and count, or hold the request while an errand is run for it. Raises Rejection."""
@@ -69,6 +70,7 @@ class Desk:
         except StopIteration as told:
             self._telemetry.decided(time.perf_counter() - started)
             answer: Decision | Reply = told.value
+            self._settle_late(answer)
             return answer
         except Rejection as rejection:
             self._refused(request, rejection, time.perf_counter() - started)
@@ -82,6 +84,14 @@ class Desk:
             self._refused(request, answer, took_s)
         else:
             self._telemetry.decided(took_s)
+            self._settle_late(answer)
+
+    def _settle_late(self, answer: Decision | Reply) -> None:
+        """End a request whose end has been told already: records and requests may come by different connections."""
+        if self._over and isinstance(answer, Decision):
+            outcome = self._over.pop(answer.ticket, None)
+            if outcome is not None:
+                self.settle(outcome)
 
     def settle(self, outcome: Outcome) -> None:
         """Take the end of a request."""
@@ -93,6 +103,10 @@ class Desk:
         if settlement is not None:
             self._telemetry.settled(settlement)
             self._log_end(settlement)
+        elif not outcome.placed:
+            self._over[outcome.ticket] = outcome
+            if len(self._over) > _REMEMBERED:
+                self._over.popitem(last=False)
 
     def expire(self) -> None:
         """Give up what can no longer be settled."""

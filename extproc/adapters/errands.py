@@ -79,13 +79,18 @@ class Telling:
         self._errands = errands
         self._told = told
         self._task: asyncio.Task[None] | None = None
+        self._withdrawn = False
 
     def then(self, answered: Callable[[Answer], None]) -> None:
         """Tell the story to its end, then call `answered`."""
+        if self._withdrawn:
+            return
         self._task = asyncio.get_running_loop().create_task(self._tell(answered))
 
     def withdraw(self) -> None:
-        """Stop here: the client is gone."""
+        """Stop here: the client is gone. A task may outlive that: `wait_for` of some Pythons loses what cancels it."""
+        self._withdrawn = True
+        self._story.close()
         if self._task is not None:
             self._task.cancel()
 
@@ -99,8 +104,9 @@ class Telling:
             answer = Rejection("The picker failed on this request; its log says why.")
         finally:
             self._story.close()
-        self._told(answer)
-        answered(answer)
+        if not self._withdrawn:
+            self._told(answer)
+            answered(answer)
 
     async def _end(self) -> Answer:
         """Run errand after errand until the story is over."""

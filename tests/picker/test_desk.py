@@ -155,3 +155,16 @@ def test_endpoints_are_counted_as_long_as_they_are_there():
     stage.table.remove(outcome.endpoint)
 
     assert stage.value("matrixinfer_endpoint_requests_total", endpoint=outcome.endpoint) is None
+
+
+def test_an_end_that_is_told_before_the_decision_settles_it():
+    stage = Counting()
+    request = a_chat("hello")._replace(ticket="t-1")
+    gone = an_outcome(stage.desk.decide(a_chat("hello")))._replace(ticket="t-1", endpoint="", status=0, flags=("DC",))
+    stage.desk.settle(gone._replace(placed=False))
+    before = stage.value("matrixinfer_ledger_open")
+    decision = stage.desk.decide(request)
+
+    assert decision.ticket == "t-1"
+    assert stage.value("matrixinfer_ledger_open") == before
+    assert stage.value("matrixinfer_ledger_total", event="settled") == 1

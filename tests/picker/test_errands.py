@@ -96,3 +96,38 @@ async def test_a_client_that_leaves_closes_the_story_where_it_waits(errands):
 
     assert heard == []
     assert errands.waiting == 0
+
+
+async def test_a_client_that_leaves_before_the_story_goes_on_is_not_told_it(errands):
+    closed = asyncio.Event()
+    story = a_story(lambda: 1, closed=closed)
+    heard = []
+    telling = Telling(story, next(story), errands, heard.append)
+    telling.withdraw()
+    telling.then(heard.append)
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+    assert closed.is_set()
+    assert heard == []
+
+
+async def test_a_story_that_was_withdrawn_stays_so_though_its_errand_loses_the_cancellation():
+    class Deaf(Errands):
+        async def run(self, errand):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                return errand.work()
+
+    errands, closed, heard = Deaf(), asyncio.Event(), []
+    story = a_story(lambda: 1, closed=closed)
+    telling = Telling(story, next(story), errands, heard.append)
+    telling.then(heard.append)
+    await asyncio.sleep(0)
+    telling.withdraw()
+
+    assert closed.is_set()
+    await asyncio.wait([telling._task])
+    assert heard == []
+    errands.close()
