@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from matrixinfer.api import networking
+
 
 class Match(Enum):
     """How a text is compared."""
@@ -38,8 +40,9 @@ class Endpoint:
 class Retry:
     """What happens when an endpoint fails before it began to answer."""
 
-    attempts: int = 2  # further attempts, after the first
+    attempts: int = networking.DEFAULT_ATTEMPTS  # further attempts, after the first
     interval_s: float = 0.025  # before the first further attempt; doubles, with jitter, up to ten times this
+    on: tuple[str, ...] = networking.RETRY_ON
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,6 @@ class Backend:
     tls: bool = False  # engines speak HTTPS
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One target of a rule: a backend and its relative weight."""
 @dataclass(frozen=True, slots=True)
 class Mirror:
     """A backend that gets copies of requests."""
@@ -112,6 +112,9 @@ class Provider:
     most_requests: int = 1024  # under way at once
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One target of a rule: a backend and its relative weight."""
 
     namespace: str
     name: str
@@ -125,6 +128,7 @@ class Rule:
     shares: tuple[Share, ...]
     headers: tuple[tuple[str, TextMatch], ...] = ()
     path: TextMatch | None = None
+    policy: Policy = field(default_factory=Policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +156,11 @@ class Picker:
     fail_open: bool = True  # balance without it; otherwise answer 503
     timeout_s: float = 1.0  # for one answer; the picker may ask for more time while it parks a request
     max_timeout_s: float = 60.0  # the most that it may ask for
+    translator: Address | None = None  # where it speaks with providers; None: beside its own socket
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    translator: Address | None = None  # where it speaks with providers; None: beside its own socket
     """TLS of a listener. The files are secrets as Envoy reads them; replacing one changes what it says at once."""
 
     certificate: str  # file of the secret `certificate`
@@ -257,11 +261,12 @@ class IR:
 
     gateway: Gateway
     backends: tuple[Backend, ...] = ()
+    providers: tuple[Provider, ...] = ()
     models: tuple[Model, ...] = ()
+    handlings: tuple[Handling, ...] = ()
     limited: bool = False  # some route has limits, of which answers tell
     access: Access | None = None  # None: nobody is asked who they are
 
-    providers: tuple[Provider, ...] = ()
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -270,12 +275,12 @@ class Refusal:
     message: str  # Envoy's own words
     backends: frozenset[tuple[str, str]] | None  # namespaces and names; None: it may be any of them
     models: frozenset[str] | None
+    providers: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """What became of the last IR that was published."""
-    providers: frozenset[tuple[str, str]] = frozenset()
 
     config: IR | None = None  # None: nothing was published yet
     envoys: int = 0  # that are connected

@@ -250,6 +250,11 @@ def _concerning(
         tuple(one for one in config.providers if (one.namespace, one.name) in providers),
         tuple(one.name for one in config.models if one.name in models),
         tuple(one.rules for one in config.models if one.name in models),
+        tuple(
+            one
+            for one in config.handlings
+            if models and any((one.namespace, target) in backends for target in one.targets)
+        ),
     )
 
 

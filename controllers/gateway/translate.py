@@ -109,12 +109,14 @@ def translate(  # noqa: PLR0913 - one for each kind that is read
     entries = {_of(one): one for one in secrets}
     outside = external.translate(_parsed(views, networking.ExternalModelProvider, providers, invalid), entries)
     views.end_round()
-    order = _order([route for route in taken.values() if not route.spec.parent_refs])
+    served = [route for route in taken.values() if not route.spec.parent_refs]
+    order = _order(served)
     config = ir.IR(
         gateway=gateway,
         backends=tuple(_backend(server) for _, server in sorted(found.items())),
-        models=_models(order, found),
         providers=outside.backends,
+        models=_models(order, found),
+        handlings=_handlings(served, found),
         limited=any(route.spec.rate_limit is not None for route in taken.values()),
     )
     guarded = access.translate(
@@ -129,9 +131,9 @@ def translate(  # noqa: PLR0913 - one for each kind that is read
         found,
         taken,
         guarded,
+        outside,
         invalid,
         claimed=overlaps.claims({model: [_name(route) for route in claimants] for model, claimants in order.items()}),
-        outside,
         shared=overlaps.shared((name, server.endpoints) for name, server in found.items()),
     )
 
@@ -185,15 +187,56 @@ def _server(server: networking.ModelServer, pods: list[core.Pod]) -> Server:
 def _backend(server: Server) -> ir.Backend:
     spec = server.resource.spec
     policy = spec.traffic_policy or networking.TrafficPolicy()
-    timeout, retry = policy.timeout, policy.retry
+    timeout = policy.timeout
     return ir.Backend(
         namespace=server.resource.metadata.namespace,
         name=server.resource.metadata.name,
         endpoints=server.answering,
         timeout_s=_bounded(timeout.seconds) if timeout is not None else None,
-        retry=ir.Retry(retry.attempts, _bounded(retry.retry_interval.seconds)) if retry is not None else ir.Retry(),
+        retry=_retry(policy.retry) or ir.Retry(),
         tls=spec.workload_port.protocol == "https",
     )
+
+
+def _retry(retry: networking.Retry | None) -> ir.Retry | None:
+    if retry is None:
+        return None
+    return ir.Retry(retry.attempts, _bounded(retry.retry_interval.seconds), retry.retry_on)
+
+
+def _policy(policy: networking.RouteTrafficPolicy | None) -> ir.Policy:
+    if policy is None:
+        return ir.Policy()
+    timeout, idle = policy.timeout, policy.idle_timeout
+    return ir.Policy(
+        _bounded(timeout.seconds) if timeout is not None else None,
+        _bounded(idle.seconds) if idle is not None else None,
+        _retry(policy.retry),
+    )
+
+
+def _handlings(routes: Iterable[networking.ModelRoute], servers: Mapping[Name, Server]) -> tuple[ir.Handling, ...]:
+    """Give what rules ask for beyond their targets, each once; ModelServers that do not exist are left out."""
+    found: dict[str, ir.Handling] = {}
+    for route in routes:
+        namespace = route.metadata.namespace
+        for rule in route.spec.rules:
+            asked = networking.handling(namespace, route.spec, rule)
+            if asked is None:
+                continue
+            named = {one.model_server_name for one in rule.target_models if one.model_server_name and one.weight}
+            targets = {name for name in named if (namespace, name) in servers}
+            together = tuple(name for name in asked.together if name in targets)
+            before = found.get(asked.key)
+            found[asked.key] = ir.Handling(
+                asked.key,
+                namespace,
+                tuple(sorted(targets | set(before.targets if before is not None else ()))),
+                together if len(together) > 1 else (),
+                tuple(ir.Mirror(name, percent) for name, percent in asked.mirrors if (namespace, name) in servers),
+                _policy(asked.policy),
+            )
+    return tuple(found[key] for key in sorted(found))
 
 
 def _bounded(seconds: float) -> float:
@@ -229,25 +272,30 @@ def _models(order: Mapping[str, list[networking.ModelRoute]], servers: Mapping[N
                 found
                 for route in routes
                 for rule in route.spec.rules
-                if (found := _rule(name, rule, route.metadata.namespace, servers)) is not None
+                if (found := _rule(name, rule, route, servers)) is not None
             ),
         )
         for name, routes in order.items()
     )
 
 
-def _rule(model: str, rule: networking.RouteRule, namespace: str, servers: Mapping[Name, Server]) -> ir.Rule | None:
+def _rule(
+    model: str, rule: networking.RouteRule, route: networking.ModelRoute, servers: Mapping[Name, Server]
+) -> ir.Rule | None:
     """Translate one rule; None if no request for `model` can go by it."""
+    namespace = route.metadata.namespace
     match = rule.model_match
     if match is not None and match.body is not None and match.body.model not in (None, model):
         return None
-    shares = [
-        ir.Share(namespace, target.model_server_name, target.weight)
+    named = [
+        (target.overflow, ir.Share(namespace, target.model_server_name, target.weight))
         for target in rule.target_models
         if target.model_server_name and target.weight and (namespace, target.model_server_name) in servers
     ]
+    shares = [share for overflow, share in named if not overflow] or [share for _, share in named]
     # Targets without endpoints stand back for those that have some.
-    alive = [share for share in shares if servers[share.namespace, share.name].ready]
+    ready = [(overflow, share) for overflow, share in named if servers[share.namespace, share.name].ready]
+    alive = [share for overflow, share in ready if not overflow] or [share for _, share in ready]
     if not shares:
         return None
     headers = match.headers if match is not None else {}
@@ -258,6 +306,7 @@ def _rule(model: str, rule: networking.RouteRule, namespace: str, servers: Mappi
             (name.lower(), text) for name, one in sorted(headers.items()) if (text := _text(one)) is not None
         ),
         path=_text(uri) if uri is not None else None,
+        policy=_policy(route.spec.traffic_policy),
     )
 
 

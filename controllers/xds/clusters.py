@@ -19,6 +19,7 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
     ClusterDiscoveryType,
     ClusterDnsLookupFamily,
     ClusterEdsClusterConfig,
+    ClusterTransportSocketMatch,
     LoadBalancingPolicy,
     LoadBalancingPolicyPolicy,
     OutlierDetection,
@@ -35,6 +36,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
     Http2ProtocolOptions,
     HttpProtocolOptions,
     KeepaliveSettings,
+    Metadata,
     Pipe,
     RuntimeDouble,
     SocketAddress,
@@ -47,6 +49,8 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
     LbEndpoint,
     LocalityLbEndpoints,
 )
+from envoy_data_plane.envoy.extensions.filters.http.upstream_codec.v3 import UpstreamCodec
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
 from envoy_data_plane.envoy.extensions.load_balancing_policies.least_request.v3 import LeastRequest
 from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 import (
     OverrideHost,
@@ -69,15 +73,20 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPathSegment
 from envoy_data_plane.envoy.type.v3 import CodecClientType, Percent
+from envoy_data_plane.google.protobuf import Struct
 
 from controllers.xds.typed import extension, packed
 from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from controllers import ir
 
 PICKER = "picker"
 UPSTREAM_HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+UPSTREAM_CODEC = HttpFilter(name="envoy.filters.http.upstream_codec", typed_config=packed(UpstreamCodec()))
 
 # Engines queue by themselves and the picker admits: Envoy's own breakers only bound a runaway.
 MANY = 20_000
@@ -107,20 +116,66 @@ def cluster(backend: ir.Backend) -> Cluster:
         ignore_health_on_host_removal=True,
         outlier_detection=_outlier_detection(),
         circuit_breakers=_breakers(),
-        upstream_connection_options=UpstreamConnectionOptions(
-            tcp_keepalive=TcpKeepalive(keepalive_time=30, keepalive_interval=10, keepalive_probes=3)
-        ),
+        upstream_connection_options=_keepalive(),
         transport_socket=_tls() if backend.tls else None,
-        typed_extension_protocol_options={
-            UPSTREAM_HTTP: packed(
-                UpstreamHttpOptions(
-                    common_http_protocol_options=HttpProtocolOptions(idle_timeout=IDLE_UPSTREAM),
-                    explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
-                        http_protocol_options=Http1ProtocolOptions()
-                    ),
-                )
+        typed_extension_protocol_options={UPSTREAM_HTTP: packed(_http1())},
+    )
+
+
+def _keepalive() -> UpstreamConnectionOptions:
+    return UpstreamConnectionOptions(
+        tcp_keepalive=TcpKeepalive(keepalive_time=30, keepalive_interval=10, keepalive_probes=3)
+    )
+
+
+def _http1(filters: Iterable[HttpFilter] = ()) -> UpstreamHttpOptions:
+    return UpstreamHttpOptions(
+        common_http_protocol_options=HttpProtocolOptions(idle_timeout=IDLE_UPSTREAM),
+        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(http_protocol_options=Http1ProtocolOptions()),
+        http_filters=list(filters),
+    )
+
+
+def group(name: str, rename: HttpFilter) -> Cluster:
+    """Build a cluster beside those of the ModelServers: of several that fail over to one another, or of one for copies.
+
+    The picker's list leads from one ModelServer to the next, and least request decides for copies, which have no list.
+    Nobody's health is asked: the picker knows better, and nobody waits for what becomes of a copy. `rename` puts the
+    name into the body by which an endpoint knows the model.
+    """
+    return Cluster(
+        name=name,
+        type=ClusterDiscoveryType.EDS,
+        eds_cluster_config=ClusterEdsClusterConfig(eds_config=ads()),
+        connect_timeout=timedelta(seconds=1),
+        load_balancing_policy=_picked_or_least_request(),
+        common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=1.0)),
+        circuit_breakers=_breakers(),
+        upstream_connection_options=_keepalive(),
+        transport_socket_matches=[
+            ClusterTransportSocketMatch(name="tls", match=Struct.from_dict({"tls": True}), transport_socket=_tls())
+        ],
+        typed_extension_protocol_options={UPSTREAM_HTTP: packed(_http1((rename, UPSTREAM_CODEC)))},
+    )
+
+
+def group_assignment(name: str, backends: tuple[ir.Backend, ...]) -> ClusterLoadAssignment:
+    """List the endpoints of these ModelServers, each once."""
+    tls = Metadata(filter_metadata={"envoy.transport_socket_match": Struct.from_dict({"tls": True})})
+    found = {endpoint: backend.tls for backend in backends for endpoint in backend.endpoints}
+    return ClusterLoadAssignment(
+        cluster_name=name,
+        endpoints=[
+            LocalityLbEndpoints(
+                lb_endpoints=[
+                    LbEndpoint(
+                        endpoint=Endpoint(address=_socket(endpoint.address, endpoint.port)),
+                        metadata=tls if found[endpoint] else None,
+                    )
+                    for endpoint in sorted(found)
+                ]
             )
-        },
+        ],
     )
 
 
@@ -206,18 +261,21 @@ def _socket(host: str, port: int) -> Address:
     return Address(socket_address=SocketAddress(address=host, port_value=port))
 
 
-def _picked_or_least_request() -> LoadBalancingPolicy:
-    fallback = LeastRequest(
+def _least_request() -> LeastRequest:
+    return LeastRequest(
         choice_count=3,
         # Long generations weigh in full; the default, too, but said, since all depends on it.
         active_request_bias=RuntimeDouble(default_value=1.0, runtime_key="matrixinfer.active_request_bias"),
     )
+
+
+def _picked_or_least_request() -> LoadBalancingPolicy:
     override = OverrideHost(
         override_host_sources=[
             OverrideHostOverrideHostSource(metadata=_metadata_key(dataplane.ENDPOINT_METADATA, dataplane.ENDPOINT))
         ],
         selected_host_key=_metadata_key(dataplane.SERVED_METADATA, "host"),
-        fallback_policy=_policy("envoy.load_balancing_policies.least_request", fallback),
+        fallback_policy=_policy("envoy.load_balancing_policies.least_request", _least_request()),
     )
     return _policy("envoy.load_balancing_policies.override_host", override)
 

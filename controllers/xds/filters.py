@@ -80,6 +80,7 @@ if TYPE_CHECKING:
 SOURCES = Path(__file__).resolve().parents[2] / "envoy"
 MODEL_LUA = SOURCES / "model.lua"
 RESPONSE_LUA = SOURCES / "response.lua"
+RENAME_LUA = SOURCES / "rename.lua"
 LISTING_LUA = SOURCES / "listing.lua"
 OURS = "x-matrixinfer-"
 MODULE = "matrixinfer"  # libmatrixinfer.so, of envoy/modules
@@ -146,6 +147,12 @@ def _model(gateway: ir.Gateway) -> list[HttpFilter]:
     ]
 
 
+@cache
+def rename(*, module: bool) -> HttpFilter:
+    """Write the filter that runs for every try: it puts another name of the model into the body where the next one needs it."""
+    return _filter("matrixinfer.rename", _ours("rename") if module else _lua(RENAME_LUA))
+
+
 def picker_service() -> GrpcService:
     """Reach the picker: one HTTP/2 connection a worker thread."""
     return GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=PICKER))
@@ -181,7 +188,7 @@ def _ask_the_picker(picker: ir.Picker, *, told: bool) -> ExternalProcessor:
             if told
             else None,
             receiving_namespaces=MetadataOptionsMetadataNamespaces(
-                untyped=[dataplane.ENDPOINT_METADATA, dataplane.METADATA]
+                untyped=[dataplane.ENDPOINT_METADATA, dataplane.METADATA, dataplane.NAMES_METADATA]
             ),
         ),
         mutation_rules=HeaderMutationRules(),

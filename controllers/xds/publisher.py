@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BACKEND: Final = re.compile(r"modelserver/([^/\s'\"]+)/([^/\s'\",:)]+)")
 PROVIDER: Final = re.compile(r"provider/([^/\s'\"]+)/([^/\s'\",:)]+)")
-Piece = ir.Backend | ir.Model
+Piece = ir.Backend | ir.Model | ir.Handling
 ROUTE: Final = re.compile(r"model/(.+?)/\d+\b")
 
 
@@ -72,6 +72,7 @@ class Publisher:
             wanted,
             backends=tuple(one for one in wanted.backends if replace(one, endpoints=()) not in without),
             models=tuple(one for one in wanted.models if one not in without),
+            handlings=tuple(one for one in wanted.handlings if one not in without),
         )
         self._ads.publish(self._builder.build(self._served))
 
@@ -102,13 +103,14 @@ class Publisher:
 
 def _pieces(config: ir.IR) -> frozenset[Piece]:
     """Cut into what can be left out by itself; endpoints have no part in routes."""
-    return frozenset((*(replace(one, endpoints=()) for one in config.backends), *config.models))
+    return frozenset((*(replace(one, endpoints=()) for one in config.backends), *config.models, *config.handlings))
 
 
 def _alone(piece: Piece, why: str) -> ir.Refusal:
     if isinstance(piece, ir.Model):
         return ir.Refusal(why, backends=frozenset(), models=frozenset((piece.name,)))
-    return ir.Refusal(why, backends=frozenset(((piece.namespace, piece.name),)), models=frozenset())
+    names = piece.targets if isinstance(piece, ir.Handling) else (piece.name,)
+    return ir.Refusal(why, backends=frozenset((piece.namespace, name) for name in names), models=frozenset())
 
 
 def _refusal(nack: Nack) -> ir.Refusal:

@@ -168,11 +168,19 @@ def _replies(limits: ir.Limits) -> tuple[Reply, ...]:
             retry_after_s=1,
         ),
         Reply(
+            _begins("upstream_per_try_idle_timeout"),
+            "engine-timeout",
+            "timeout_error",
+            "engine_timeout",
+            "The engine was silent for longer than the route's idleTimeout allows"
+            " (attempts: %UPSTREAM_REQUEST_ATTEMPT_COUNT%).",
+        ),
+        Reply(
             _begins("upstream_response_timeout", "upstream_per_try_timeout"),
             "engine-timeout",
             "timeout_error",
             "engine_timeout",
-            "The engine did not begin to answer in the time that its ModelServer allows"
+            "The engine did not begin to answer in the time that its ModelServer or route allows"
             " (attempts: %UPSTREAM_REQUEST_ATTEMPT_COUNT%).",
         ),
         Reply(

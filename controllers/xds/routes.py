@@ -8,16 +8,19 @@ that filters derive from the body in that case only (see `filters`).
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from envoy.config.route.v3 import route_pb2
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation
 from envoy_data_plane.envoy.config.core.v3 import (
     DataSource,
     HeaderValue,
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
+    RuntimeFractionalPercent,
 )
 from envoy_data_plane.envoy.config.route.v3 import (
     DirectResponseAction,
@@ -27,6 +30,7 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RetryPolicyRetryHostPredicate,
     Route,
     RouteAction,
+    RouteActionRequestMirrorPolicy,
     RouteConfiguration,
     RouteList,
     RouteMatch,
@@ -37,22 +41,25 @@ from envoy_data_plane.envoy.config.route.v3 import (
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import ExtProcPerRoute
 from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
 from envoy_data_plane.envoy.type.matcher.v3 import HttpRequestHeaderMatchInput, RegexMatcher, StringMatcher
+from envoy_data_plane.envoy.type.v3 import FractionalPercent, FractionalPercentDenominatorType
 from envoy_data_plane.xds.type.matcher.v3 import (
     Matcher,
     MatcherMatcherTree,
+    MatcherMatcherTreeMatchMap,
     MatcherOnMatch,
 )
 
 from controllers import ir
 from controllers.xds import access, providers
 from controllers.xds.typed import packed, xds_extension
-from matrixinfer.api import dataplane
+from matrixinfer.api import dataplane, networking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from xds.type.matcher.v3 import matcher_pb2
 
+Handled = tuple[ir.Handling, int]  # with the number of backends that requests for one may fail over to
 ROUTES = "gateway"
 EXT_PROC = "envoy.filters.http.ext_proc"
 MODEL = dataplane.MODEL  # set by our filters while the picker is away, and where access depends on it
@@ -85,6 +92,7 @@ def frame(
         request_headers_to_remove=[
             dataplane.ENDPOINT,
             dataplane.TARGET,
+            dataplane.HANDLING,
             dataplane.EXPLAIN,
             MODEL,
             "x-envoy-external-address",
@@ -108,9 +116,84 @@ def _told(header: str, key: str) -> HeaderValueOption:
     )
 
 
-def picked(backend: ir.Backend, limits: ir.Limits) -> MatcherOnMatch:
-    """Build what is done with a request that the picker gave this backend as its target."""
-    return _then(_backend_route(backend, limits))
+def picked(backend: ir.Backend, handlings: tuple[Handled, ...], limits: ir.Limits) -> MatcherOnMatch:
+    """Build what is done with a request that the picker gave this backend as its target.
+
+    The handling that it names refines it; one that is not known here (yet, or any more) changes nothing.
+    """
+    plain = _then(_backend_route(backend, limits))
+    if not handlings:
+        return plain
+    choices = {
+        key: _then(route) for one, further in handlings for key, route in _handled(backend, one, further, limits)
+    }
+    matcher = _by_header(dataplane.HANDLING, plain)
+    if matcher.matcher_tree is not None:
+        matcher.matcher_tree.exact_match_map = MatcherMatcherTreeMatchMap(map=choices)
+    return MatcherOnMatch(matcher=matcher)
+
+
+def _handled(
+    backend: ir.Backend, handling: ir.Handling, further: int, limits: ir.Limits
+) -> Iterable[tuple[str, Route]]:
+    """Build the routes of one handling, by what the picker calls them; `further`: other backends of `together`."""
+    treated = treated_by(backend, handling.policy)
+    alone = dataplane.cluster_name(backend.namespace, backend.name)
+    own, tries = networking.tries(treated.retry.attempts, further)
+    cluster = dataplane.together_name(handling.namespace, handling.together) if tries > own else alone
+    everywhere = replace(treated, retry=replace(treated.retry, attempts=tries - 1))
+    idle_s = handling.policy.idle_s
+    for ending, idle in (("", None), (dataplane.STREAM, idle_s)):
+        if ending and idle is None:
+            continue
+        shared = RouteAction(
+            cluster=cluster, request_mirror_policies=[_copies(handling, one) for one in handling.mirrors]
+        )
+        for parts, action, what in (
+            ("", shared, everywhere),
+            (dataplane.ALONE, RouteAction(cluster=alone), treated),
+        ):
+            key = handling.key + ending + parts
+            yield (
+                key,
+                Route(
+                    name=f"{alone}/{key}",
+                    match=RouteMatch(prefix="/"),
+                    route=_forward(action, what, limits, idle_s=idle),
+                    request_body_buffer_limit=limits.body_bytes,
+                ),
+            )
+
+
+def treated_by(backend: ir.Backend, policy: ir.Policy) -> ir.Backend:
+    """Give the backend as a route wants it treated."""
+    return replace(
+        backend,
+        timeout_s=backend.timeout_s if policy.timeout_s is None else policy.timeout_s,
+        retry=policy.retry or backend.retry,
+    )
+
+
+def _copies(handling: ir.Handling, mirror: ir.Mirror) -> RouteActionRequestMirrorPolicy:
+    name = dataplane.mirror_name(handling.namespace, mirror.name)
+    names = f"%DYNAMIC_METADATA({dataplane.NAMES_METADATA}:"
+    return RouteActionRequestMirrorPolicy(
+        cluster=name,
+        runtime_fraction=RuntimeFractionalPercent(
+            default_value=FractionalPercent(
+                numerator=mirror.percent, denominator=FractionalPercentDenominatorType.HUNDRED
+            )
+        ),
+        disable_shadow_host_suffix_append=True,
+        request_headers_mutations=[
+            HeaderMutation(
+                append=HeaderValueOption(
+                    header=HeaderValue(key=dataplane.RENAME, value=f"{names}{dataplane.SPAN})% {names}{name})%"),
+                    append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
+                )
+            )
+        ],
+    )
 
 
 def outward(provider: ir.Provider, limits: ir.Limits) -> MatcherOnMatch:
@@ -171,15 +254,21 @@ def _backend_route(backend: ir.Backend, limits: ir.Limits) -> Route:
     )
 
 
-def _forward(action: RouteAction, backend: ir.Backend, limits: ir.Limits) -> RouteAction:
+def _forward(
+    action: RouteAction, backend: ir.Backend, limits: ir.Limits, *, idle_s: float | None = None
+) -> RouteAction:
     # A stream may last as long as tokens come: only the wait for its beginning is bounded, for each attempt.
     action.timeout = timedelta(0)
     action.idle_timeout = timedelta(seconds=limits.idle_s)
+    words = [word for word in backend.retry.on if not word.isdecimal()]
+    codes = [int(word) for word in backend.retry.on if word.isdecimal()]
     action.retry_policy = RetryPolicy(
-        retry_on="connect-failure,refused-stream,reset,retriable-status-codes",
-        retriable_status_codes=[503],
+        retry_on=",".join([*words, *(["retriable-status-codes"] if codes else [])]),
+        retriable_status_codes=codes,
         num_retries=backend.retry.attempts,
         per_try_timeout=None if backend.timeout_s is None else timedelta(seconds=backend.timeout_s),
+        # Silence of the try, and not the stream's: the module gets to end an answer that has begun with an error event.
+        per_try_idle_timeout=None if idle_s is None else timedelta(seconds=idle_s),
         retry_back_off=RetryPolicyRetryBackOff(
             base_interval=timedelta(seconds=backend.retry.interval_s),
             max_interval=timedelta(seconds=backend.retry.interval_s * 10),
@@ -215,7 +304,7 @@ def _model_routes(model: ir.Model, known: tuple[ir.Backend, ...], limits: ir.Lim
             match=_conditions(rule),
             route=_forward(
                 RouteAction(weighted_clusters=clusters),
-                backends[heaviest.namespace, heaviest.name],
+                treated_by(backends[heaviest.namespace, heaviest.name], rule.policy),
                 limits,
             ),
             request_body_buffer_limit=limits.body_bytes,

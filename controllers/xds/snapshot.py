@@ -7,12 +7,13 @@ encodings of its last build.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf import any_pb2
 
-from controllers.xds import access, clusters, listeners, providers, routes
+from controllers.xds import access, clusters, filters, listeners, providers, routes
 from controllers.xds.typed import packed
 from matrixinfer.api import dataplane
 
@@ -68,12 +69,14 @@ class Builder:
         names = [dataplane.cluster_name(backend.namespace, backend.name) for backend in bare]
         encoder = _Encoder(self._last)
         issuers = config.access.issuers if config.access is not None else ()
+        groups = _groups(config)
         fetched = {access.jwks_cluster(one.jwks.url): one.jwks.url for one in issuers if one.jwks.url}
         resources = {
             CDS: {
                 clusters.PICKER: encoder.encode(clusters.picker_cluster, gateway.picker),
                 **{name: encoder.encode(clusters.keys_cluster, name, url) for name, url in fetched.items()},
                 **{name: encoder.encode(clusters.cluster, one) for name, one in zip(names, bare, strict=True)},
+                **{name: encoder.encode(_group, name, gateway.module) for name in groups},
                 **_outward(config, encoder),
             },
             SDS: {
@@ -82,7 +85,11 @@ class Builder:
                 if one.credential is not None
             },
             EDS: {
-                name: encoder.encode(clusters.assignment, one) for name, one in zip(names, config.backends, strict=True)
+                **{
+                    name: encoder.encode(clusters.assignment, one)
+                    for name, one in zip(names, config.backends, strict=True)
+                },
+                **{name: encoder.encode(clusters.group_assignment, name, members) for name, members in groups.items()},
             },
             LDS: {
                 one.name: encoder.encode(listeners.listener, one, gateway, config.access) for one in gateway.listeners
@@ -96,8 +103,14 @@ class Builder:
         """Put the route table together from the encodings of its parts."""
         limits = config.gateway.limits
         backends = {(one.namespace, one.name): one for one in config.backends}
+        handled: defaultdict[tuple[str, str], list[routes.Handled]] = defaultdict(list)
+        for one in config.handlings:
+            further = len([name for name in one.together if (one.namespace, name) in backends])
+            for name in one.targets:
+                handled[one.namespace, name].append((one, further - 1 if name in one.together and further > 1 else 0))
         targets = {
-            dataplane.target_name(*name): encoder.part(routes.picked, one, limits) for name, one in backends.items()
+            dataplane.target_name(*name): encoder.part(routes.picked, one, tuple(handled[name]), limits)
+            for name, one in backends.items()
         }
         targets |= {
             dataplane.provider_name(one.namespace, one.name): encoder.part(routes.outward, providers.bare(one), limits)
@@ -131,6 +144,24 @@ def _outward(config: ir.IR, encoder: _Encoder) -> dict[str, Resource]:
             for one in config.providers
         },
     }
+
+
+def _groups(config: ir.IR) -> dict[str, tuple[ir.Backend, ...]]:
+    """Give the clusters that handlings need beside those of the backends: their names, and who is in them."""
+    backends = {(one.namespace, one.name): one for one in config.backends}
+    found: dict[str, tuple[ir.Backend, ...]] = {}
+    for one in config.handlings:
+        if one.together:
+            members = [backends[one.namespace, name] for name in one.together if (one.namespace, name) in backends]
+            found[dataplane.together_name(one.namespace, one.together)] = tuple(members)
+        for mirror in one.mirrors:
+            backend = backends.get((one.namespace, mirror.name))
+            found[dataplane.mirror_name(one.namespace, mirror.name)] = (backend,) if backend is not None else ()
+    return dict(sorted(found.items()))
+
+
+def _group(name: str, module: bool) -> Message:  # noqa: FBT001 - as the encoder calls it
+    return clusters.group(name, filters.rename(module=module))
 
 
 class _Encoder:

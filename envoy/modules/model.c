@@ -106,12 +106,7 @@ bool model_wanted(void *envoy) {
   return !header(envoy, REQUEST_HEADER, TEXT("x-matrixinfer-target"), &target);
 }
 
-typedef struct {
-  text *chunks;
-  size_t count, length;
-} body;
-
-static body body_of(void *envoy, int which) {
+body body_of(void *envoy, int which) {
   body found = {NULL, envoy_dynamic_module_callback_http_get_body_chunks_size(envoy, which), 0};
   if (found.count == 0 || (found.chunks = malloc(found.count * sizeof(text))) == NULL ||
       !envoy_dynamic_module_callback_http_get_body_chunks(envoy, which, found.chunks))
@@ -120,7 +115,7 @@ static body body_of(void *envoy, int which) {
   return found;
 }
 
-static char *copied(char *to, body from) {
+char *body_copied(char *to, body from) {
   for (size_t n = 0; n < from.count; to += from.chunks[n].length, n++)
     if (from.chunks[n].length) memcpy(to, from.chunks[n].ptr, from.chunks[n].length);
   return to;
@@ -132,7 +127,7 @@ void model_read(void *envoy) {
   if (kept.count && last.count && kept.chunks[0].ptr == last.chunks[0].ptr) last.count = last.length = 0;
   char *all = malloc(kept.length + last.length + 1), model[LONGEST_NAME];
   if (all != NULL) {
-    char *end = copied(copied(all, kept), last);
+    char *end = body_copied(body_copied(all, kept), last);
     size_t length = model_of(all, end, model, sizeof model);
     if (length && envoy_dynamic_module_callback_http_set_header(envoy, REQUEST_HEADER, TEXT("x-matrixinfer-model"),
                                                                 (text){model, length}))

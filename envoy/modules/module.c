@@ -1,19 +1,20 @@
 /* The events that Envoy calls, given to the filter that the configuration names.
  *
- * Envoy loads it as libmatrixinfer.so from ENVOY_DYNAMIC_MODULES_SEARCH_PATH. A stream of the `model` filter has one
- * word of state and no hook on the answer.
+ * Envoy loads it as libmatrixinfer.so from ENVOY_DYNAMIC_MODULES_SEARCH_PATH. `model` and `rename` have no hook on the
+ * answer; `rename` stands behind the router and sees every try as a request of its own.
  */
 #include "module.h"
 
-typedef enum { RESPONSE, MODEL } kind;
+typedef enum { RESPONSE, MODEL, RENAME } kind;
 
 typedef struct {
   kind kind;
   bool undecided;  /* of a `model` filter: the picker was silent, and the body is wanted */
+  rename_plan *plan; /* of a `rename` filter: NULL if there is nothing to do */
   response *answer; /* of a `response` filter */
 } filter;
 
-static const kind KINDS[] = {RESPONSE, MODEL}; /* a configuration is no more than its kind */
+static const kind KINDS[] = {RESPONSE, MODEL, RENAME}; /* a configuration is no more than its kind */
 
 const char *envoy_dynamic_module_on_program_init(void) { return "v0.2.0"; }
 
@@ -22,6 +23,7 @@ const void *envoy_dynamic_module_on_http_filter_config_new(void *envoy, text nam
   (void)envoy, (void)config;
   if (same(name, TEXT("response"))) return &KINDS[RESPONSE];
   if (same(name, TEXT("model"))) return &KINDS[MODEL];
+  if (same(name, TEXT("rename"))) return &KINDS[RENAME];
   return NULL;
 }
 
@@ -30,6 +32,7 @@ void envoy_dynamic_module_on_http_filter_config_destroy(const void *config) { (v
 void envoy_dynamic_module_on_http_filter_destroy(filter *self) {
   if (self == NULL) return;
   if (self->answer != NULL) response_destroy(self->answer);
+  free(self->plan);
   free(self);
 }
 
@@ -52,19 +55,25 @@ int envoy_dynamic_module_on_http_filter_request_headers(void *envoy, filter *sel
     response_request(envoy, self->answer);
     return CONTINUE;
   }
+  if (self->kind == RENAME) {
+    self->plan = rename_planned(envoy);
+    return self->plan != NULL && !end ? WAIT : CONTINUE;
+  }
   self->undecided = !end && model_wanted(envoy);
   return self->undecided ? WAIT : CONTINUE;
 }
 
 int envoy_dynamic_module_on_http_filter_request_body(void *envoy, filter *self, bool end) {
-  if (!self->undecided) return CONTINUE;
+  if (!self->undecided && self->plan == NULL) return CONTINUE;
   if (!end) return WAIT;
-  model_read(envoy);
+  if (self->plan != NULL) rename_body(envoy, self->plan);
+  else model_read(envoy);
   return CONTINUE;
 }
 
 int envoy_dynamic_module_on_http_filter_request_trailers(void *envoy, filter *self) {
-  if (self->undecided) model_read(envoy);
+  if (self->plan != NULL) rename_body(envoy, self->plan);
+  else if (self->undecided) model_read(envoy);
   return CONTINUE;
 }
 

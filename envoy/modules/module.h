@@ -1,7 +1,8 @@
-/* What both filters of the module stand on: the part of Envoy's dynamic module ABI (v0.2.0) that they use, and text.
+/* What the filters of the module stand on: the part of Envoy's dynamic module ABI (v0.2.0) that they use, and text.
  *
  * module.c has the events that Envoy calls, and gives them to the filter that the configuration names: `response`
- * (response.c) watches answers, `model` (model.c) reads the model of requests that the picker did not decide.
+ * (response.c) watches answers, `model` (model.c) reads the model of requests that the picker did not decide, `rename`
+ * (rename.c) puts the name into the body of a try by which its endpoint knows the model.
  */
 #ifndef MATRIXINFER_MODULE_H
 #define MATRIXINFER_MODULE_H
@@ -97,8 +98,20 @@ void response_complete(void *envoy, response *self);
 /* ---- model.c */
 bool model_wanted(void *envoy);
 void model_read(void *envoy);
+typedef struct {
+  text *chunks;
+  size_t count, length;
+} body;
+/* The chunks of a request's body, to be freed, and their bytes; what another filter has kept may come as both. */
+body body_of(void *envoy, int which);
+char *body_copied(char *to, body from);
 /* Puts the string that the object `from`..`end` has at its key "model" into `model`; returns its length, 0 for none. */
 size_t model_of(const char *from, const char *end, char *model, size_t room);
+
+/* ---- rename.c */
+typedef struct rename_plan rename_plan;
+rename_plan *rename_planned(void *envoy); /* NULL: the body goes on as it is */
+void rename_body(void *envoy, const rename_plan *self);
 
 #pragma GCC visibility pop
 

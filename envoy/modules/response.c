@@ -341,15 +341,17 @@ void response_broken(void *envoy, response *self, text details) {
   for (size_t i = 0; i < details.length && length < sizeof why - 1; i++) /* only what JSON needs no escape for */
     if (details.ptr[i] >= ' ' && details.ptr[i] != '"' && details.ptr[i] != '\\') why[length++] = details.ptr[i];
   why[length] = 0;
-  const char *message = "The engine stopped before the answer was complete; send the request again.";
+  bool silent = starts(details, TEXT("upstream_per_try_idle_timeout"));
+  const char *message = silent ? "The engine was silent for longer than the route allows; send the request again."
+                               : "The engine stopped before the answer was complete; send the request again.";
   int size = self->anthropic ? snprintf(event, sizeof event,
                                         "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\","
                                         "\"message\":\"%s (%s)\"}}\n\n",
                                         message, why)
                              : snprintf(event, sizeof event,
                                         "data: {\"error\":{\"message\":\"%s (%s)\",\"type\":\"upstream_error\","
-                                        "\"param\":null,\"code\":\"stream_interrupted\"}}\n\n",
-                                        message, why);
+                                        "\"param\":null,\"code\":\"%s\"}}\n\n",
+                                        message, why, silent ? "stream_idle" : "stream_interrupted");
   self->open = self->watched = false; /* never twice, and past this filter as it is; the end is Envoy's to send */
   envoy_dynamic_module_callback_http_send_response_data(envoy, (text){event, (size_t)size}, false);
 }

@@ -24,7 +24,8 @@ def of_kind(manifests, kind):
 def plain(value):
     """IR as YAML writes it; what is empty or absent is left out."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items() if item not in (None, (), [], {})}
+        items = {key: plain(item) for key, item in value.items()}
+        return {key: item for key, item in items.items() if item not in (None, [], {})}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value.value if isinstance(value, Enum) else value
@@ -44,6 +45,7 @@ def test_golden(case):
     found = {
         "backends": [plain(asdict(backend)) for backend in made.config.backends],
         "models": [plain(asdict(model)) for model in made.config.models],
+        "handlings": [plain(asdict(handling)) for handling in made.config.handlings],
         "invalid": [" ".join(key) for key in made.invalid],
     }
     expected = GOLDEN / f"{case}.out.yaml"

@@ -192,7 +192,7 @@ class RouteRule(Owned):
     ] = None
     target_models: Annotated[
         Items[TargetModel],
-        Field(min_length=1, max_length=16, description="Destinations, chosen by weight: at random, or by `stickyBy`."),
+        Field(min_length=1, max_length=16, description="Destinations, chosen at random by weight."),
     ]
     sticky_by: Annotated[
         StickyBy | None,
