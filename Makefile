@@ -10,8 +10,12 @@ MODULE := $(MODULES)/libmatrixinfer.so
 READY := $(STAMP) $(MODULE)
 # An API server for the tests, from Go modules: minutes the first time, and where there is no Go the tests do without.
 KUBETEST := .build/kubernetes/kubetest
+# For the chart, likewise.
+HELM := .build/helm/helm
+HELM_VERSION := v3.21.4
+MANIFESTS := access controllers gateway webhooks
 
-.PHONY: run test check bench fmt generate lock test-engines kubetest clean
+.PHONY: run test check bench fmt generate manifests lock test-engines kubetest helm clean
 
 run: $(READY)
 	$(BIN)/matrixinfer up examples/quickstart $(ARGS)
@@ -20,7 +24,7 @@ run: $(READY)
 WANTS_KUBETEST = $(if $(KUBEBUILDER_ASSETS)$(TEST_KUBECONFIG),,$(if $(ARGS),$(findstring kubernetes,$(ARGS)),all))
 
 test: $(READY)
-	@$(if $(WANTS_KUBETEST),! command -v go >/dev/null || $(MAKE) --no-print-directory kubetest || echo "kubetest was not built: see above" >&2,:)
+	@$(if $(WANTS_KUBETEST),! command -v go >/dev/null || $(MAKE) --no-print-directory kubetest helm || echo "kubetest or helm was not built: see above" >&2,:)
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)
@@ -40,6 +44,14 @@ fmt: $(STAMP)
 generate: $(STAMP)
 	$(BIN)/python -m matrixinfer.api.generate
 
+# charts/manifests/ are what the chart renders by default, for who has no Helm; a test keeps them equal.
+manifests: $(HELM)
+	@for name in $(MANIFESTS); do \
+	  { echo "# Written by make manifests from charts/matrixinfer; change it there."; \
+	    $(HELM) template matrixinfer charts/matrixinfer --namespace matrixinfer-system --kube-version 1.36.0 \
+	      --set namespace.create=true --set crds.install=false --show-only templates/$$name.yaml | grep -v '^# Source:'; \
+	  } > charts/manifests/$$name.yaml || exit 1; done
+
 # Pins with hashes and without download addresses.
 lock: $(STAMP)
 	$(BIN)/python -m pip install -q uv
@@ -56,6 +68,13 @@ kubetest: $(KUBETEST)
 $(KUBETEST): $(wildcard tests/kubernetes/kubetest/*)
 	@echo "building an API server for the tests: minutes the first time, seconds afterwards"
 	tests/kubernetes/kubetest/build.sh $(CURDIR)/$(@D)
+	@touch $@
+
+helm: $(HELM)
+
+$(HELM):
+	@echo "building Helm $(HELM_VERSION): minutes the first time"
+	GOBIN=$(CURDIR)/$(@D) CGO_ENABLED=0 GOFLAGS=-buildvcs=false nice -n 10 go install -p 2 -ldflags "-s -w" helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
 	@touch $@
 
 clean:
