@@ -160,6 +160,7 @@ class _Picker:
         self._telemetry = telemetry.Telemetry(self._world, self._director.routes_know)
         self._counters = redis_limits.Stores(redis_limits.endpoints(args.redis), picker=process)
         self._director.limiter.tell = self._counters.tell
+        self._counters.told = self._director.limiter.told
         self._errands = Errands(counters=self._counters)
         self._desk = Desk(self._director, self._telemetry, self._errands, access_log=args.access_log)
         self._exchanges = ext_proc.ExtProcService(

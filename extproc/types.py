@@ -144,6 +144,7 @@ class Asked(NamedTuple):
     rate: float  # per second
     shadow: bool
     level: float  # what is used, for a counter that has lost its memory
+    untold: int = 0  # of what is used, which the counter has not been told yet
 
 
 class Take(NamedTuple):
@@ -171,6 +172,7 @@ class Spent(NamedTuple):
     route: str
     ticket: str
     amounts: tuple[tuple[str, int, float, int], ...]  # key, amount, rate, what the counter is known to have reserved
+    alone: bool = False  # it was admitted without the counter
 
 
 Errand = Aside | Call | Take

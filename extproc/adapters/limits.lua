@@ -1,14 +1,16 @@
 -- Limits in Redis: the same arithmetic as extproc/traffic/limits/buckets.py, in one atomic step for all limits of a request.
 --
 -- KEYS: due (zset: ticket -> when its reservation ends), open (hash: ticket -> reservation), pickers (zset: id -> seen), buckets...
--- ARGV: "take", ticket, picker, ttl in s; then for each bucket: amount, limit, rate, shadow (0/1), level to begin with
+-- ARGV: "take", ticket, picker, ttl in s; then for each bucket: amount, limit, rate, shadow (0/1), level to begin with,
+--   what the picker has admitted alone and not told yet
 --   -> {admitted, pickers, over, used, over, used, ...}; levels as text
--- ARGV: "settle", ticket; then for each bucket: actual, rate, what the picker knows to be reserved
---   -> 1, or 0 if the ticket was settled before
+-- ARGV: "settle"; then for each ticket: ticket, number of its buckets, and for each of these: which (1: the first of KEYS),
+--   actual, rate, what the picker knows to be reserved
+--   -> how many of the tickets were not settled before
 -- A ticket that is settled stays known for a while: what is sent twice, or comes too late, changes nothing. One that is
 -- not known was admitted while nobody could reach this server, or before it lost its memory: then the picker's word counts.
 
-local MOST_LOWS, SLACK, REMEMBERED_S, EXPIRED_AT_ONCE, PICKER_S = 64, 1e-6, 120, 32, 30
+local MOST_LOWS, SLACK, REMEMBERED_S, EXPIRED_AT_ONCE, PICKER_S = 64, 1e-6, 120, 64, 30
 local clock = redis.call("TIME")
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 local due, open, pickers = KEYS[1], KEYS[2], KEYS[3]
@@ -99,10 +101,7 @@ local function remember(ticket, held, ttl)
   redis.call("EXPIRE", due, 7200)
 end
 
-expire()
-local ticket = ARGV[2]
-
-if ARGV[1] == "settle" then
+local function settle(ticket, first, last)
   local raw = redis.call("HGET", open, ticket)
   local held = raw and cmsgpack.unpack(raw) or nil
   if held and #held == 1 then return 0 end
@@ -110,10 +109,9 @@ if ARGV[1] == "settle" then
   if held then
     for i = 2, #held, 2 do reserved[held[i]] = held[i + 1] end
   end
-  for i = 4, #KEYS do
-    local at = 3 + (i - 4) * 3
-    local key, actual, rate = KEYS[i], tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-    local before = reserved[key] or (held and 0) or tonumber(ARGV[at + 2])
+  for at = first, last, 4 do
+    local key, actual, rate = KEYS[3 + tonumber(ARGV[at])], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+    local before = reserved[key] or (held and 0) or tonumber(ARGV[at + 3])
     local b = drained(key, 0, 0)
     if b[3] <= 0 then b[3] = rate end
     if actual > before then
@@ -127,16 +125,29 @@ if ARGV[1] == "settle" then
   return 1
 end
 
+expire()
+
+if ARGV[1] == "settle" then
+  local at, settled = 2, 0
+  while at < #ARGV do
+    local last = at + 1 + 4 * tonumber(ARGV[at + 1])
+    settled = settled + settle(ARGV[at], at + 2, last)
+    at = last + 1
+  end
+  return settled
+end
+
+local ticket = ARGV[2]
 redis.call("ZADD", pickers, now, ARGV[3])
 redis.call("ZREMRANGEBYSCORE", pickers, "-inf", now - PICKER_S)
 redis.call("EXPIRE", pickers, 120)
 local known = redis.call("HEXISTS", open, ticket) == 1
 local found, answer, admitted, held = {}, {1, redis.call("ZCARD", pickers)}, true, {now}
 for i = 4, #KEYS do
-  local at = 5 + (i - 4) * 5
+  local at = 5 + (i - 4) * 6
   local amount, limit, rate = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local b = drained(KEYS[i], rate, tonumber(ARGV[at + 4]))
-  local over = not known and b[1] + math.min(amount, limit) > limit + SLACK
+  local over = not known and b[1] + tonumber(ARGV[at + 5]) + math.min(amount, limit) > limit + SLACK
   if over and ARGV[at + 3] == "0" then admitted = false end
   found[i] = {b, amount, over}
 end

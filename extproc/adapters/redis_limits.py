@@ -14,6 +14,7 @@ import math
 from collections import Counter, deque
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
@@ -27,7 +28,7 @@ from extproc.errors import Busy, ConfigError
 from extproc.types import Taken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -38,7 +39,10 @@ _LOG = logging.getLogger(__name__)
 _PREFIX: Final = "matrixinfer:"
 _WITHIN_S: Final = 0.05  # for an admission: Redis in the same zone takes below a millisecond
 _SETTLE_WITHIN_S: Final = 2.0
-_AWAY_S: Final = 1.0  # without asking, after a failure
+_AWAY_S: Final = 0.1  # without asking, after a failure; twice as long after the next
+_LONGEST_AWAY_S: Final = 1.0
+_TOLD_AT_ONCE: Final = 32  # settlements in a command
+_STEPS_TO_READ: Final = 4  # of the loop: from the socket to the connection, the command, its task
 _AT_ONCE: Final = 16  # commands under way, each with a connection: one picker's loop does not fill more
 _LAST_WORDS_S: Final = 1.0
 _TTL_S: Final = 3660  # of a reservation: the ledger gives up earlier
@@ -130,6 +134,7 @@ class Stores:
     def __init__(self, known: Sequence[Endpoint], *, picker: str, within_s: float = _WITHIN_S) -> None:
         """`picker`: a name that no other picker has."""
         self.counts: Counter[str] = Counter()
+        self.told: Callable[[Spent], None] = lambda _spent: None  # hears what Redis has taken
         self._known = known
         self._picker = picker
         self._within_s = within_s
@@ -144,12 +149,18 @@ class Stores:
             raise Busy
         arguments: list[Any] = ["take", take.ticket, self._picker, _TTL_S]
         for asked in take.limits:
-            arguments += (asked.amount, asked.limit, repr(asked.rate), int(asked.shadow), repr(asked.level))
+            arguments += (
+                asked.amount,
+                asked.limit,
+                repr(asked.rate),
+                int(asked.shadow),
+                repr(asked.level),
+                asked.untold,
+            )
         keys = (asked.key for asked in take.limits)
         try:
-            async with asyncio.timeout(self._within_s):
-                taken = _taken(await store.run(take.route, keys, arguments), len(take.limits))
-                _check(take, taken)
+            taken = _taken(await _within(self._within_s, store.run(take.route, keys, arguments)), len(take.limits))
+            _check(take, taken)
         except TimeoutError:
             self.counts["slow"] += 1
         except Exception as error:  # noqa: BLE001 - whatever the client raises: no request fails for it
@@ -157,15 +168,19 @@ class Stores:
             _LOG.warning("Redis cannot count", extra={"address": take.store, "problem": str(error)})
         else:
             self.counts["ok"] += 1
+            store.away_s = _AWAY_S
             return taken
-        store.away_until = asyncio.get_running_loop().time() + _AWAY_S
+        now = asyncio.get_running_loop().time()
+        if now >= store.away_until:  # of those that were under way together, the first speaks for all
+            store.away_until = now + store.away_s
+            store.away_s = min(2 * store.away_s, _LONGEST_AWAY_S)
         raise Busy
 
     def tell(self, spent: Spent) -> None:
         """Pass on what was spent, as soon as Redis takes it."""
         store = self._of(spent.store)
         if len(store.unsettled) >= _MOST_UNSETTLED:
-            store.unsettled.popleft()
+            self.told(store.unsettled.popleft())
             self.counts["lost"] += 1
         store.unsettled.append(spent)
         if store.teller is None:
@@ -215,19 +230,19 @@ class Stores:
 
     async def _tell(self, store: _Store) -> None:
         while store.unsettled:
-            spent = store.unsettled[0]
-            arguments: list[Any] = ["settle", spent.ticket]
-            for _, amount, rate, reserved in spent.amounts:
-                arguments += (amount, repr(rate), reserved)
+            together = _alike(store.unsettled)
+            keys, arguments = _settlement(together)
             try:
                 async with asyncio.timeout(_SETTLE_WITHIN_S):
-                    await store.run(spent.route, (each[0] for each in spent.amounts), arguments)
+                    await store.run(together[0].route, keys, arguments)
             except Exception:  # noqa: BLE001 - likewise: it is told again
                 self.counts["unsettled"] += 1
-                await asyncio.sleep(_AWAY_S)
+                await asyncio.sleep(_LONGEST_AWAY_S)
                 continue
-            if store.unsettled and store.unsettled[0] is spent:
-                store.unsettled.popleft()
+            for spent in together:
+                if store.unsettled and store.unsettled[0] is spent:
+                    store.unsettled.popleft()
+                    self.told(spent)
         store.teller = None
 
 
@@ -236,6 +251,7 @@ class _Store:
 
     def __init__(self, where: Endpoint) -> None:
         self.away_until = 0.0
+        self.away_s = _AWAY_S
         self.unsettled: deque[Spent] = deque()
         self.teller: asyncio.Task[None] | None = None
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -277,6 +293,40 @@ class _Store:
             return sentinel.master_for(where.path)
         host, port = where.hosts[0]
         return redis.asyncio.Redis(host=host, port=port, db=int(where.path or 0), **options)
+
+
+async def _within(limit_s: float, work: Coroutine[Any, Any, Any]) -> Any:
+    """Wait for an answer, `limit_s` at most. Raises TimeoutError, and what the work raises.
+
+    A loop that was held up finds answer and end of the time together: then the answer counts.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task], timeout=limit_s)
+        for _ in range(_STEPS_TO_READ):
+            if task.done():
+                return task.result()
+            await asyncio.sleep(0)
+    finally:
+        task.cancel()
+    raise TimeoutError
+
+
+def _alike(unsettled: deque[Spent]) -> list[Spent]:
+    """Return the oldest, and of those behind them as many of the same route as may go together."""
+    route = unsettled[0].route
+    return [*takewhile(lambda spent: spent.route == route, islice(unsettled, _TOLD_AT_ONCE))]
+
+
+def _settlement(together: Sequence[Spent]) -> tuple[Sequence[str], list[Any]]:
+    """Return keys and arguments that settle these."""
+    keys: dict[str, int] = {}
+    arguments: list[Any] = ["settle"]
+    for spent in together:
+        arguments += (spent.ticket, len(spent.amounts))
+        for key, amount, rate, reserved in spent.amounts:
+            arguments += (keys.setdefault(key, len(keys) + 1), amount, repr(rate), reserved)
+    return tuple(keys), arguments
 
 
 @cache

@@ -14,7 +14,7 @@ from extproc.traffic.limits.limiter import Limiter
 from extproc.types import Api, InferenceRequest
 from tests.director.stage import a_route
 from tests.limits.server import running
-from tests.local.waiting import eventually
+from tests.local.waiting import eventually, eventually_async
 
 
 class Picker:
@@ -23,6 +23,7 @@ class Picker:
     def __init__(self, name, address, *known, within_s=2.0, **rate_limit):
         self.stores = Stores([endpoint(url) for url in known], picker=name, within_s=within_s)
         self.limiter = Limiter(self.stores.tell)
+        self.stores.told = self.limiter.told
         self.limits = rules.of_route(
             "ns/demo",
             a_route(
@@ -151,7 +152,7 @@ async def test_a_redis_that_is_stopped_makes_nobody_wait_long_and_refuses_nobody
             tickets = [await picker.admit() for _ in range(50)]
 
         assert all(tickets)
-        assert picker.stores.counts["slow"] == 1  # one has found out, the others do not ask
+        assert picker.stores.counts["slow"] in range(1, 7)  # one in a while finds out, the others do not ask
         server.go_on()
         picker.end(tickets[0], 1)
         await picker.told()
@@ -171,6 +172,32 @@ async def test_without_redis_each_picker_admits_its_share_of_what_is_left():
         assert sum(ticket is not None for tickets in admitted for ticket in tickets) in range(58, 62)
         for picker in pickers:
             await picker.stores.close()
+
+
+async def test_what_was_admitted_without_redis_counts_before_redis_has_been_told():
+    """Else each answer of a Redis that comes and goes would open the same share again."""
+    async with running() as server:
+        picker = Picker("a", server.address, within_s=0.2, requestsPerUnit=10)
+        tickets = [await picker.admit() for _ in range(2)]
+        server.halt()
+        while (ticket := await picker.admit()) is not None:
+            tickets.append(ticket)
+        server.go_on()
+
+        async def heard():
+            before = picker.stores.counts["ok"]
+            assert await picker.admit() is None
+            return picker.stores.counts["ok"] > before
+
+        await eventually_async(heard)
+        for ticket in tickets:
+            picker.end(ticket, 1)
+        await picker.told()
+
+        assert len(tickets) == 10
+        assert await picker.admit() is None
+        assert not picker.limiter._untold
+        await picker.stores.close()
 
 
 async def test_a_redis_that_lost_its_memory_is_told_what_its_pickers_know():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from extproc.adapters import redis_limits
 from extproc.traffic.limits.buckets import Buckets
+from extproc.types import Spent
 from tests.limits.builders import a_charge, a_limit
 from tests.limits.server import running
 
@@ -38,15 +39,22 @@ class Script:
         whole = int(now)
         self._client.hset("clock", mapping={"s": whole, "us": round((now - whole) * 1e6)})
 
-    def take(self, ticket, amount, *, limit=LIMIT, picker="a", level=0.0, ttl=3600):
-        answer = self._run(
-            keys=(*KEYS, limit.key),
-            args=("take", ticket, picker, ttl, amount, limit.amount, repr(limit.rate), int(limit.shadow), repr(level)),
-        )
+    def take(self, ticket, amount, *, limit=LIMIT, picker="a", level=0.0, ttl=3600, untold=0):
+        bucket = (amount, limit.amount, repr(limit.rate), int(limit.shadow), repr(level), untold)
+        answer = self._run(keys=(*KEYS, limit.key), args=("take", ticket, picker, ttl, *bucket))
         return redis_limits._taken(answer, 1)
 
     def settle(self, ticket, actual, *, limit=LIMIT, known=0):
-        return self._run(keys=(*KEYS, limit.key), args=("settle", ticket, actual, repr(limit.rate), known))
+        return self.settle_all((ticket, actual, limit, known))
+
+    def settle_all(self, *settlements):
+        """Settle in one command."""
+        spent = [
+            Spent("store", "r", ticket, ((limit.key, actual, limit.rate, known),))
+            for ticket, actual, limit, known in settlements
+        ]
+        keys, arguments = redis_limits._settlement(spent)
+        return self._run(keys=(*KEYS, *keys), args=arguments)
 
     def used(self):
         """What is used now: asked by a request that takes nothing."""
@@ -96,6 +104,23 @@ async def test_an_admission_that_arrives_after_its_settlement_charges_nothing_mo
 
     assert script.take("a", 50).admitted
     assert script.used() == 10
+
+
+async def test_many_settlements_in_one_command_are_those_one_by_one(script):
+    other = a_limit(100, name="other")
+    script.take("a", 50)
+    script.take("b", 60, limit=other)
+    script.take("c", 20)
+
+    assert script.settle_all(("a", 10, LIMIT, 50), ("b", 5, other, 60), ("a", 10, LIMIT, 50), ("c", 2, LIMIT, 20)) == 3
+    assert script.used() == 12
+    assert script.take("look", 0, limit=other).used[0] == 5
+
+
+async def test_what_a_picker_admitted_alone_and_has_not_told_yet_counts(script):
+    assert script.take("a", 50, untold=40).used == (50,)
+    assert not script.take("b", 20, untold=40).admitted
+    assert script.take("c", 20, untold=30).admitted
 
 
 async def test_what_is_settled_and_was_never_asked_for_is_charged_in_full(script):

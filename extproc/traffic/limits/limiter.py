@@ -86,6 +86,7 @@ class Limiter:
         self._shared = Buckets()  # as counters last told
         self._open: dict[str, Reservation] = {}
         self._answers: dict[str, _Answers] = {}  # by route
+        self._untold: Counter[str] = Counter()  # by limit: what was admitted alone, until its counter has taken it
 
     def __len__(self) -> int:
         return len(self._open)
@@ -116,7 +117,15 @@ class Limiter:
             limits.route,
             ticket,
             tuple(
-                Asked(limit.key, amount, limit.amount, limit.rate, limit.shadow, self._shared.used(limit.key, now))
+                Asked(
+                    limit.key,
+                    amount,
+                    limit.amount,
+                    limit.rate,
+                    limit.shadow,
+                    self._shared.used(limit.key, now),
+                    self._untold[limit.key],
+                )
                 for limit, amount in charges
             ),
         )
@@ -126,10 +135,11 @@ class Limiter:
         reservation = self._open[ticket]
         charges = reservation.charges
         pickers = self._pickers[reservation.store] = max(taken.pickers, 1)
-        for (limit, _), used in zip(charges, taken.used, strict=True):
+        known = tuple(used + self._untold[limit.key] for (limit, _), used in zip(charges, taken.used, strict=True))
+        for (limit, _), used, told in zip(charges, known, taken.used, strict=True):
             self.buckets.put(_share(limit, pickers), used / pickers, now)
-            self._shared.put(limit, used, now)
-        verdict = Verdict(taken.admitted, taken.over, taken.used, now)
+            self._shared.put(limit, told, now)
+        verdict = Verdict(taken.admitted, taken.over, known, now)
         self._count(charges, verdict)
         if not verdict.admitted:
             del self._open[ticket]
@@ -180,14 +190,28 @@ class Limiter:
                 self.tell(_spent(ticket, reservation, tuple(0 for _ in charges)))
                 del self._open[ticket]
             raise words.refusal(charges, verdict)
-        self._open[ticket] = reservation._replace(charges=_charged(charges, verdict), here=True)
+        reservation = reservation._replace(charges=_charged(charges, verdict), here=True)
+        if reservation.store:
+            self._untold.update({limit.key: amount for limit, amount in reservation.charges})
+        self._open[ticket] = reservation
         return words.headers(charges, verdict)
 
     def _spend(self, ticket: str, reservation: Reservation, amounts: tuple[int, ...], now: float) -> None:
         for charge, actual in zip(reservation.charges, amounts, strict=True) if reservation.here else ():
             self.buckets.settle(charge, actual=actual, since=reservation.at, now=now)
         if reservation.store:
+            if reservation.here and not reservation.there:
+                for (limit, reserved), actual in zip(reservation.charges, amounts, strict=True):
+                    self._untold[limit.key] += actual - reserved
             self.tell(_spent(ticket, reservation, amounts))
+
+    def told(self, spent: Spent) -> None:
+        """Take that a counter knows what was spent."""
+        if spent.alone:
+            for key, amount, _, _ in spent.amounts:
+                self._untold[key] -= amount
+                if not self._untold[key]:
+                    del self._untold[key]
 
     def _count(self, charges: tuple[Charge, ...], verdict: Verdict) -> None:
         for (limit, _), over in zip(charges, verdict.over, strict=True):
@@ -229,6 +253,7 @@ def _spent(ticket: str, reservation: Reservation, amounts: tuple[int, ...]) -> S
             (charge.limit.key, amount, charge.limit.rate, charge.amount if reservation.there else 0)
             for charge, amount in zip(reservation.charges, amounts, strict=True)
         ),
+        alone=reservation.here and not reservation.there,
     )
 
 
