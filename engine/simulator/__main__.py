@@ -53,6 +53,8 @@ async def _serve(configuration: settings.Settings, given: list[faults.Fault]) ->
     )
     runner = engine.Engine(_batch(configuration), metrics, publisher.publish if publisher else None)
     service = serving.Serving(configuration, runner, loop.time)
+    if configuration.account is not None:
+        service.ledger.record = configuration.account.open("ab", buffering=0).write
     for lora in configuration.lora:
         name, _, path = lora.partition("=")
         service.adapters.load(name, path or name)

@@ -1,9 +1,11 @@
 """What became of every request: the engine's own account, for tests that compare it with somebody else's."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 _KEPT = 20_000
 
@@ -41,6 +43,7 @@ class Ledger:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    record: Callable[[bytes], object] | None = None  # takes each entry as it ends, as a line of JSON
 
     def open(  # noqa: PLR0913 (the columns)
         self, *, request_id: str, client_request_id: str | None, path: str, model: str | None, stream: bool, now: float
@@ -61,6 +64,8 @@ class Ledger:
         self.prompt_tokens += entry.prompt_tokens
         self.cached_tokens += entry.cached_tokens
         self.generated_tokens += entry.generated_tokens
+        if self.record is not None:
+            self.record(orjson.dumps(entry.as_dict()) + b"\n")
 
     def as_dict(self, since: int = 0) -> dict[str, Any]:
         """For JSON: totals, and the entries from number `since` on."""

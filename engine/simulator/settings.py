@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _DESCRIPTION = """\
@@ -70,6 +71,7 @@ class Settings:
     disaggregation_mode: str
     side_channel_port: int | None
     transfer_tokens_per_second: float
+    account: Path | None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -157,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=30.0,
         help="seconds that requests in flight have after SIGTERM (default %(default)s)",
+    )
+    add(
+        "--account",
+        type=Path,
+        metavar="FILE",
+        help="write there what became of each request as it ends, so that it is known when the engine is killed, too",
     )
     add("--seed", type=int, default=0, help="other seeds give other texts (default %(default)s)")
     add(
