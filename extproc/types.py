@@ -96,6 +96,7 @@ class Decision(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()  # set on the request beside the picker's own
     told: tuple[tuple[str, str], ...] = ()  # set on the answer: what limits leave
     provider: str = ""  # for an external provider: how it is spoken to, in the words of `providers.note`
+    names: tuple[tuple[str, str], ...] = ()  # who else may get the body, and knows the model by another name
 
 
 class Reply(NamedTuple):
@@ -175,7 +176,13 @@ class Spent(NamedTuple):
     alone: bool = False  # it was admitted without the counter
 
 
-Errand = Aside | Call | Take
+class Turn(NamedTuple):
+    """A place in a queue: `then` calls what it is given once the wait is over, with None, or with the refusal."""
+
+    then: Callable[[Callable[[Exception | None], None]], None]
+
+
+Errand = Aside | Call | Take | Turn
 # One request's story: it yields an errand where it needs the world, and goes on with what came of it. An errand that
 # cannot be run now is answered with `errors.Busy`; closing the story withdraws it.
 Story = Generator[Errand, Any, Decision | Reply]

@@ -193,6 +193,7 @@ def _head(name: str) -> bytes:
 
 
 _ENDPOINT, _TARGET, _LENGTH = _head(dataplane.ENDPOINT), _head(dataplane.TARGET), _head("content-length")
+_NAMES = _head(dataplane.NAMES_METADATA)
 _LB, _OURS = _head(dataplane.ENDPOINT_METADATA), _head(dataplane.METADATA)
 _TICKET, _USAGE, _EXPLANATION = _head(dataplane.TICKET), _head(dataplane.USAGE_CHUNKS), _head(dataplane.EXPLANATION)
 _OFFERED, _PROVIDER = _head(dataplane.OFFERED), _head(dataplane.PROVIDER)
@@ -251,7 +252,12 @@ def decided(
         ours += _string_entry(_PROVIDER, decision.provider.encode())
     for name, value in decision.told:
         ours += _string_entry(_head(name), value.encode())
-    metadata = field(_METADATA, lb + _struct_entry(_OURS, ours))
+    others = lb
+    if decision.names:
+        others += _struct_entry(
+            _NAMES, b"".join([_string_entry(_head(key), name.encode()) for key, name in decision.names])
+        )
+    metadata = field(_METADATA, others + _struct_entry(_OURS, ours))
     common = field(_HEADER_MUTATION, mutation) + (_CLEAR_ROUTE_CACHE if reroute else b"")
     outer = _REQUEST_HEADERS if at_headers else _REQUEST_BODY
     if body is None:

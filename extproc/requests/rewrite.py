@@ -72,6 +72,12 @@ def rewritten(
     return (_applied(body, edits) if edits else None), hidden
 
 
+def model_span(body: bytes) -> tuple[int, int]:
+    """Return where the model's JSON string stands in a body that names one: its start and its length."""
+    raw = _spans(body).model
+    return _address(raw) - _address(body), len(memoryview(raw))
+
+
 def _usage_edits(body: bytes, base: int, options: msgspec.Raw, *, running: bool) -> list[_Edit]:
     raw = bytes(options)
     asked = b"{%s,%s}" % (_INCLUDE, _RUNNING) if running else b"{%s}" % _INCLUDE

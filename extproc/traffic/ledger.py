@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from extproc.traffic.standing import Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from extproc.scheduling.endpoints import EndpointTable
     from extproc.types import Outcome
@@ -51,6 +51,7 @@ class Sent(NamedTuple):
     predicted_cached_tokens: int | None = None  # that its engine will find in its cache; None: not known exactly
     prefill_s: float = 0.0  # that another endpoint took for the prompt before
     outside: bool = False  # sent to an external provider, whose endpoints tell nothing of themselves
+    further: Mapping[str, str] = {}  # those of the endpoints that are not the target's, and whose they are
 
 
 class End(Enum):
@@ -71,6 +72,11 @@ class Settlement(NamedTuple):
     served: str  # address that answered; "" if none did
     failed: tuple[str, ...]  # addresses that were tried and did not serve
     chain: Sequence[int] = ()  # hashes of the prefix's blocks
+
+    @property
+    def target(self) -> str:
+        """The ModelServer that answered, or whose the request was."""
+        return self.sent.further.get(self.served, self.sent.target)
 
 
 @dataclass(slots=True)

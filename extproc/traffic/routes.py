@@ -1,8 +1,9 @@
-"""The route table: from a request's model, headers and path to the ModelServer that serves it.
+"""The route table: from a request's model, headers and path to the ModelServer or external provider that serves it.
 
 Immutable, rebuilt from all routes and servers when one of them changes, indexed by the model's name. Routes of one name
 are tried oldest first; in a route the first rule that fits counts; in a rule a target is drawn by weight, and the
-others of the rule follow when it has no endpoint. Nothing found in one route means that the next is tried.
+others of the rule follow when it has no endpoint, and those that overflow come last. Nothing found in one route means that
+the next is tried. A provider is taken for ready unless a condition of it is False.
 
 A model found among the base names is looked for there first; an adapter keeps its name on the way to the engine, a base
 model gets the name that its ModelServer gives.
@@ -10,23 +11,22 @@ model gets the name that its ModelServer gives.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from extproc import errors
+from extproc.traffic import targets
 from extproc.traffic.limits import rules
+from matrixinfer.api import dataplane, networking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from extproc.types import InferenceRequest
-    from matrixinfer.api import networking
 
 _SHOWN: Final = 200  # characters of a client's model name that a message repeats
 _RETRY_AFTER_S: Final = 5  # a pod becomes ready in seconds to minutes; asking more often than this brings nothing
-_BELOW_ONE: Final = math.nextafter(1.0, 0.0)
 
 
 class Placement(NamedTuple):
@@ -34,9 +34,13 @@ class Placement(NamedTuple):
 
     route: str
     rule: str  # its name; "" if it has none
-    server: str  # ModelServer "namespace/name"
+    server: str  # ModelServer "namespace/name", or the provider's TARGET
     model: str  # the name that goes to the engine
     adapter: bool = False
+    provider: networking.ExternalModelProvider | None = None  # None: a ModelServer
+    spare: networking.ExternalModelProvider | None = None  # takes what the ModelServer's endpoints have no place for
+    handling: networking.Handling | None = None  # None: as the ModelServer says
+    then: tuple[tuple[str, str], ...] = ()  # further ModelServers with endpoints, in turn, and their names of the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Route:
     namespace: str
     created: float  # seconds since the epoch
     spec: networking.ModelRouteSpec
+    handlings: Mapping[int, networking.Handling] = field(default_factory=dict)  # by the rule's identity; of some rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +70,18 @@ class RouteTable:
     routes: tuple[Route, ...] = ()  # oldest first
     skipped: Mapping[str, str] = field(default_factory=dict)  # route -> why it is not served
     servers: Mapping[str, networking.ModelServer] = field(default_factory=dict)  # by "namespace/name"
+    providers: Mapping[str, networking.ExternalModelProvider] = field(default_factory=dict)  # by "namespace/name"
     limits: Mapping[str, rules.Limits] = field(default_factory=dict)  # by route; those that have some
     _bases: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
     _adapters: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, routes: Iterable[networking.ModelRoute], servers: Iterable[networking.ModelServer]) -> RouteTable:
+    def build(
+        cls,
+        routes: Iterable[networking.ModelRoute],
+        servers: Iterable[networking.ModelServer],
+        providers: Iterable[networking.ExternalModelProvider] = (),
+    ) -> RouteTable:
         """Return the table of these routes.
 
         A route with `parentRefs` asks for certain Gateways and no others. There is no Gateway here, so it is left out:
@@ -84,7 +95,8 @@ class RouteTable:
             if resource.spec.parent_refs:
                 skipped[key] = "parentRefs name a Gateway, and this gateway is none: remove parentRefs to serve it here"
             else:
-                taken.append(Route(key, meta.namespace, _epoch(meta.creation_timestamp), resource.spec))
+                created, handled = _epoch(meta.creation_timestamp), _handlings(meta.namespace, resource.spec)
+                taken.append(Route(key, meta.namespace, created, resource.spec, handled))
         ordered = tuple(sorted(taken, key=lambda route: (route.created, route.key)))
         bases: dict[str, tuple[Route, ...]] = {}
         adapters: dict[str, tuple[Route, ...]] = {}
@@ -99,7 +111,8 @@ class RouteTable:
             for route in ordered
             if (found := rules.of_route(route.key, route.spec.rate_limit)) is not None
         }
-        return cls(ordered, skipped, named, limits, bases, adapters)
+        abroad = {f"{one.metadata.namespace}/{one.metadata.name}": one for one in providers}
+        return cls(ordered, skipped, named, abroad, limits, bases, adapters)
 
     def knows(self, model: str) -> bool:
         """Tell whether a route names `model`."""
@@ -113,8 +126,19 @@ class RouteTable:
                 found[name] = Listed(name, routes[0].created, routes[0].spec.model_name or None)
         return sorted(found.values(), key=lambda listed: listed.name)
 
-    def resolve(self, request: InferenceRequest, *, draw: float, has_endpoints: Callable[[str], bool]) -> Placement:
-        """Return where the request goes; `draw` in [0, 1) chooses among weights. Raises UnknownModel, NoEndpoints."""
+    def resolve(
+        self,
+        request: InferenceRequest,
+        *,
+        draw: float,
+        has_endpoints: Callable[[str], bool],
+        tenant: str = "",
+        key: str = "",
+    ) -> Placement:
+        """Return where the request goes; `draw` in [0, 1) chooses among weights. Raises UnknownModel, NoEndpoints.
+
+        `tenant` and `key` are of the caller, as the gateway vouches for them.
+        """
         model = request.model
         empty: list[str] = []
         for index, is_adapter in ((self._bases, False), (self._adapters, True)):
@@ -122,14 +146,69 @@ class RouteTable:
                 rule = route.spec.match(headers=request.headers, path=request.path, model=model)
                 if rule is None:
                     continue
-                for target in drawn(rule.target_models, draw):
-                    key = f"{route.namespace}/{target.model_server_name or target.external_model_provider_name}"
-                    server = self.servers.get(key) if target.model_server_name else None
-                    if server is not None and has_endpoints(key):
-                        name = model if is_adapter else server.spec.model or model
-                        return Placement(route.key, rule.name, key, name, adapter=is_adapter)
-                    empty.append(key if target.model_server_name else f"external {key}")
+                value = targets.value_of(rule.sticky_by, request.headers, tenant=tenant, key=key)
+                turns = targets.in_turn(rule.target_models, draw, value=value, salt=route.key)
+                for target in turns:
+                    if target.external_model_provider_name:
+                        provider = self._usable(route, target)
+                        if provider is not None:
+                            return outside(Placement(route.key, rule.name, "", model), provider)
+                        empty.append(f"external {route.namespace}/{target.external_model_provider_name}")
+                        continue
+                    placed = f"{route.namespace}/{target.model_server_name}"
+                    server = self.servers.get(placed)
+                    if server is None or not has_endpoints(placed):
+                        empty.append(placed)
+                        continue
+                    handling = route.handlings.get(id(rule))
+                    further: tuple[tuple[str, str], ...] = ()
+                    if handling is not None and handling.together:
+                        further = self._further(route, turns, has_endpoints, model=model, adapter=is_adapter)
+                    return Placement(
+                        route.key,
+                        rule.name,
+                        placed,
+                        model if is_adapter else server.spec.model or model,
+                        adapter=is_adapter,
+                        spare=self._spare(route, rule),
+                        handling=handling,
+                        then=further,
+                    )
         raise self._nothing(model, empty)
+
+    def _further(
+        self,
+        route: Route,
+        turns: Iterator[networking.TargetModel],
+        has_endpoints: Callable[[str], bool],
+        *,
+        model: str,
+        adapter: bool,
+    ) -> tuple[tuple[str, str], ...]:
+        """Return the ModelServers that a request may fail over to."""
+        found: list[tuple[str, str]] = []
+        for target in turns:
+            key = f"{route.namespace}/{target.model_server_name}"
+            server = self.servers.get(key) if target.model_server_name else None
+            if server is not None and has_endpoints(key):
+                found.append((key, model if adapter else server.spec.model or model))
+                if len(found) == networking.FURTHER_TARGETS:
+                    break
+        return tuple(found)
+
+    def _usable(self, route: Route, target: networking.TargetModel) -> networking.ExternalModelProvider | None:
+        """Return the provider of a target, if there is one and it can be sent requests."""
+        provider = self.providers.get(f"{route.namespace}/{target.external_model_provider_name}")
+        return provider if provider is not None and not unmet(provider) else None
+
+    def _spare(self, route: Route, rule: networking.RouteRule) -> networking.ExternalModelProvider | None:
+        """Return the provider that takes what a rule's ModelServers have no place for."""
+        for target in rule.target_models:
+            if target.overflow and target.weight and target.external_model_provider_name:
+                provider = self._usable(route, target)
+                if provider is not None:
+                    return provider
+        return None
 
     def _nothing(self, model: str, empty: list[str]) -> errors.Rejection:
         if empty:
@@ -146,29 +225,34 @@ class RouteTable:
 
     def _problem(self, target: str) -> str:
         if target.startswith("external "):
-            return f"ExternalModelProvider {target.removeprefix('external ')} cannot be reached: only ModelServers are"
+            name = target.removeprefix("external ")
+            provider = self.providers.get(name)
+            if provider is None:
+                return f"ExternalModelProvider {name} does not exist"
+            return f"ExternalModelProvider {name} cannot be used: its condition {unmet(provider)} does not hold"
         if target in self.servers:
             return f"ModelServer {target} has no endpoint that is ready"
         return f"ModelServer {target} does not exist"
 
 
-def drawn(targets: Sequence[networking.TargetModel], draw: float) -> Iterator[networking.TargetModel]:
-    """Yield the target that `draw` chooses by weight, then the others by weight in turn; never one of weight 0."""
-    if len(targets) == 1:
-        yield targets[0]
-        return
-    left = [target for target in targets if target.weight > 0]
-    while left:
-        point = draw * sum(target.weight for target in left)
-        chosen = len(left) - 1
-        for position, target in enumerate(left):
-            if point < target.weight:
-                chosen = position
-                break
-            point -= target.weight
-        target = left.pop(chosen)
-        draw = min(point / target.weight, _BELOW_ONE)  # what is left of the chance decides who is next
-        yield target
+def unmet(provider: networking.ExternalModelProvider) -> str:
+    """Return the type of a condition that keeps requests from a provider; "" if there is none."""
+    conditions = provider.status.conditions if provider.status is not None else ()
+    return next((one.type for one in conditions if one.status == "False"), "")
+
+
+def outside(placement: Placement, provider: networking.ExternalModelProvider) -> Placement:
+    """Return the placement with this provider as its target."""
+    target = dataplane.provider_name(provider.metadata.namespace, provider.metadata.name)
+    return placement._replace(server=target, provider=provider, spare=None)
+
+
+def _handlings(namespace: str, spec: networking.ModelRouteSpec) -> dict[int, networking.Handling]:
+    return {
+        id(rule): handling
+        for rule in spec.rules
+        if (handling := networking.handling(namespace, spec, rule)) is not None
+    }
 
 
 def _epoch(timestamp: str) -> float:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc import errors
-from extproc.traffic import listing, routes
+from extproc.traffic import listing, routes, targets
 from extproc.types import Api, InferenceRequest
 from matrixinfer.api import networking
 
@@ -209,10 +209,10 @@ def test_models_and_adapters_are_listed():
     st.sets(st.integers(0, 5)),
 )
 def test_a_target_is_found_whenever_one_of_some_weight_is_ready(weights, draw, ready):
-    targets = [networking.TargetModel(model_server_name=f"s{i}", weight=weight) for i, weight in enumerate(weights)]
+    found = [networking.TargetModel(model_server_name=f"s{i}", weight=weight) for i, weight in enumerate(weights)]
     able = [f"s{i}" for i, weight in enumerate(weights) if weight and i in ready]
 
-    order = [target.model_server_name for target in routes.drawn(targets, draw)]
+    order = [target.model_server_name for target in targets.drawn(found, draw)]
 
     assert sorted(order) == sorted(f"s{i}" for i, weight in enumerate(weights) if weight)
     assert bool(able) == any(name in able for name in order)

@@ -30,7 +30,15 @@ from matrixinfer.api.networking.external_model_provider import (
     ProviderAuth,
     SecretKeyRef,
 )
-from matrixinfer.api.networking.handling import DEFAULT_ATTEMPTS, FURTHER_TARGETS, Handling, handling, retry_of, tries
+from matrixinfer.api.networking.handling import (
+    DEFAULT_ATTEMPTS,
+    FURTHER_TARGETS,
+    TRIES_EACH,
+    Handling,
+    handling,
+    retry_of,
+    tries,
+)
 from matrixinfer.api.networking.model_route import (
     DEFAULT_WEIGHT,
     BodyMatch,
@@ -69,6 +77,7 @@ __all__ = [
     "READY",
     "RESOLVED_REFS",
     "RETRY_ON",
+    "TRIES_EACH",
     "UNIT_S",
     "AccessPolicy",
     "AccessPolicySpec",
