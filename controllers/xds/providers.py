@@ -151,7 +151,6 @@ def cluster(provider: ir.Provider) -> Cluster:
         # One host, whatever the name resolves to: new connections go to the newest answer, and none is cut by it.
         type=ClusterDiscoveryType.LOGICAL_DNS,
         dns_lookup_family=ClusterDnsLookupFamily.ALL,
-        dns_refresh_rate=timedelta(seconds=30),
         connect_timeout=timedelta(seconds=5),
         circuit_breakers=_breakers(provider.most_requests),
         transport_socket=_tls(provider) if provider.tls else None,

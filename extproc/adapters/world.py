@@ -1,4 +1,4 @@
-"""The world as the cluster tells it: Pods, ModelServers and ModelRoutes become endpoints, pools and routes.
+"""The world as the cluster tells it: Pods, ModelServers, ModelRoutes and providers become endpoints, pools and routes.
 
 Stores follow the cluster and keep the last known state when it falls silent; `WorldView` is told of every change. A resource
 that cannot be read keeps its last good version, and is listed among the problems. Changes are gathered for a moment and applied together, so that a
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _GATHER_S: Final = 0.01  # far below the second in which an edited route must take effect
-KINDS: Final = (kinds.POD, kinds.MODEL_SERVER, kinds.MODEL_ROUTE)
+KINDS: Final = (kinds.POD, kinds.MODEL_SERVER, kinds.MODEL_ROUTE, kinds.EXTERNAL_MODEL_PROVIDER)
 _TYPES: Final[dict[str, type[BaseModel]]] = {
     kinds.POD.kind: core.Pod,
     kinds.MODEL_SERVER.kind: networking.ModelServer,
     kinds.MODEL_ROUTE.kind: networking.ModelRoute,
+    kinds.EXTERNAL_MODEL_PROVIDER.kind: networking.ExternalModelProvider,
 }
 _OVER: Final = frozenset({"Failed", "Succeeded"})  # phases of a pod that runs nothing any more
 
@@ -117,7 +118,8 @@ class WorldView:
         members, pools = self._gathered(servers)
         self._update_table(members)
         self._world.pools.set(pools)
-        self._director.use_routes(RouteTable.build(self._seen[kinds.MODEL_ROUTE.kind].values(), servers))
+        providers = self._seen[kinds.EXTERNAL_MODEL_PROVIDER.kind].values()
+        self._director.use_routes(RouteTable.build(self._seen[kinds.MODEL_ROUTE.kind].values(), servers, providers))
         self.rebuilds += 1
 
     def _soon(self) -> None:

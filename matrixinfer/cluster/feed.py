@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS: Final = (known.POD, known.MODEL_SERVER, known.MODEL_ROUTE)  # what pickers read
+KINDS: Final = (known.POD, known.MODEL_SERVER, known.MODEL_ROUTE, known.EXTERNAL_MODEL_PROVIDER)  # what pickers read
 
 _LIST_ENDS: Final = "k8s.io/initial-events-end"
 _LONGEST_LINE: Final = 64 * 1024 * 1024

@@ -113,7 +113,7 @@ def command(binary: str, *, sockets: Sockets, log: Path, log_level: str, workers
 
 
 async def healthy_hosts(session: aiohttp.ClientSession) -> dict[str, int]:
-    """Ask the admin interface how many endpoints of each ModelServer would get requests; `session` leads to its socket.
+    """Ask the admin interface how many endpoints of each ModelServer and provider would get requests; `session` leads to its socket.
 
     Raises aiohttp.ClientError if Envoy does not answer.
     """
@@ -125,7 +125,7 @@ async def healthy_hosts(session: aiohttp.ClientSession) -> dict[str, int]:
     return {
         cluster["name"]: sum(_healthy(host) for host in cluster.get("host_statuses", ()))
         for cluster in clusters
-        if cluster["name"].startswith("modelserver/")
+        if cluster["name"].startswith(("modelserver/", "provider/"))
     }
 
 

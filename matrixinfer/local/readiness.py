@@ -45,7 +45,9 @@ def _targets(route: Manifest) -> list[str]:
     """Envoy's names of the clusters that a ModelRoute leads to."""
     namespace = route["metadata"].get("namespace", "")
     return [
-        dataplane.cluster_name(namespace, target.get("modelServerName", ""))
+        dataplane.provider_name(namespace, target["externalModelProviderName"])
+        if target.get("externalModelProviderName")
+        else dataplane.cluster_name(namespace, target.get("modelServerName", ""))
         for rule in route["spec"].get("rules") or ()
         for target in rule.get("targetModels") or ()
     ]
