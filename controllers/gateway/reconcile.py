@@ -6,7 +6,7 @@ What Envoy answered to the last IR comes in as a value; whoever learns of a new 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from controllers.gateway import status
 from controllers.gateway.translate import Translation, Views, translate
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
             """Return the objects of a kind."""
             ...
 
+        def select(self, kind: Kind, labels: Mapping[str, str], namespace: str | None = None) -> list[Manifest]:
+            """Return the objects whose labels include these."""
+            ...
+
 
 NAME: Final = "matrixinfer-gateway"  # the manager of the statuses
 KEY: Final = Key("Gateway", "", "gateway")
@@ -47,7 +51,27 @@ def touches(_manifest: Manifest, _world: object) -> Iterable[Key]:
     return (KEY,)
 
 
-WATCHES: Final[Mapping[Kind, Callable[[Manifest, object], Iterable[Key]]]] = dict.fromkeys(KINDS, touches)
+def of_pod(manifest: Manifest, world: World) -> Iterable[Key]:
+    """Say that a pod concerns the gateway if a ModelServer selects it: others come and go by the thousand."""
+    meta = manifest["metadata"]
+    labels = meta.get("labels") or {}
+    servers = world.all(kinds.MODEL_SERVER, meta.get("namespace", ""))
+    return (KEY,) if any(_selector(server).items() <= labels.items() for server in servers) else ()
+
+
+def _selector(server: Manifest) -> Mapping[str, str]:
+    """Give the labels that pods of a ModelServer have at the least; none, if its spec does not say."""
+    try:
+        labels = server["spec"]["workloadSelector"]["matchLabels"]
+        return {name: value for name, value in labels.items() if isinstance(value, str)}
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+WATCHES: Final[Mapping[Kind, Callable[[Manifest, Any], Iterable[Key]]]] = {
+    **dict.fromkeys(KINDS, touches),
+    kinds.POD: of_pod,
+}
 
 
 class Reconciler:
@@ -65,7 +89,7 @@ class Reconciler:
             self._gateway,
             servers=world.all(kinds.MODEL_SERVER),
             routes=world.all(kinds.MODEL_ROUTE),
-            pods=world.all(kinds.POD),
+            pods=_selected(world),
             policies=world.all(kinds.ACCESS_POLICY),
             providers=world.all(kinds.EXTERNAL_MODEL_PROVIDER),
             secrets=world.all(kinds.SECRET),
@@ -73,6 +97,15 @@ class Reconciler:
         )
         publish, statuses = Publish(made.config), tuple(_statuses(made, world, self._delivery(), now))
         return Plan((publish, Together(statuses)) if statuses else (publish,))  # one that is refused holds up no other
+
+
+def _selected(world: World) -> Iterable[Manifest]:
+    """Give the pods that any ModelServer may select, each once."""
+    found = {}
+    for server in world.all(kinds.MODEL_SERVER):
+        for pod in world.select(kinds.POD, _selector(server), server["metadata"].get("namespace", "")):
+            found[pod["metadata"].get("namespace", ""), pod["metadata"]["name"]] = pod
+    return [found[name] for name in sorted(found)]
 
 
 def _statuses(made: Translation, world: World, delivery: ir.Delivery, now: float) -> Iterator[ApplyStatus]:

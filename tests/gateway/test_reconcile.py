@@ -23,6 +23,9 @@ class World:
     def all(self, kind, namespace=None):
         return [one for one in self.objects if one["kind"] == kind.kind]
 
+    def select(self, kind, labels, namespace=None):
+        return [one for one in self.all(kind) if labels.items() <= one["metadata"].get("labels", {}).items()]
+
 
 def a_server(name="demo", *, app="demo", generation=1, **spec):
     return {
