@@ -47,7 +47,7 @@ log = logging.getLogger("controllers")
 
 _FINISH_S: Final = 10.0  # what reconciles get to end by themselves
 _LEASE: Final = "matrixinfer-controllers"
-_WORKERS: Final = 4  # ModelInfers that are worked on at once
+_WORKERS: Final = 16  # ModelInfers that are worked on at once
 _RETRY_S: Final = 1.0
 
 

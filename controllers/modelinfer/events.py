@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from controllers.modelinfer.shapes import InstanceKey, Wanted
     from matrixinfer.cluster.protocol import Manifest
 
+RUNNING: Final = "RoleRunning"
 _NAMED: Final = 5  # instances that a message names
 _WHY: Final = {"Update": "for the update", "ScaleDown": "to scale down", "Recovery": "to recover"}
 
@@ -37,7 +38,7 @@ def told(manifest: Manifest, wanted: Wanted, steps: Steps, counts: Mapping[str, 
     before = {role["name"]: role for role in (manifest.get("status") or {}).get("roles", ())}
     for role in counts["roles"]:
         if _whole(wanted, role) and not _whole(wanted, before.get(role["name"], {})):
-            yield Emit(manifest, "RoleRunning", f"Role {role['name']}: all {role['readyReplicas']} instances are ready")
+            yield Emit(manifest, RUNNING, f"Role {role['name']}: all {role['readyReplicas']} instances are ready")
 
 
 def _whole(wanted: Wanted, role: Mapping[str, Any]) -> bool:

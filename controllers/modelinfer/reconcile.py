@@ -124,9 +124,11 @@ class Reconciler:
         fields = status.counts(case.name, case.wanted, case.steps)
         troubles = _troubles(case, taken, refusal)
         found = status.findings(case.name, case.wanted, case.steps, case.pods, troubles)
-        told = events.told(manifest, case.wanted, case.steps, fields)
+        told = tuple(events.told(manifest, case.wanted, case.steps, fields))
         labels = drift.labels(manifest, case.seen, case.pods)
-        actions = (*first, *_status(manifest, fields, found, now), *rest, *told, *labels)
+        # What is told by comparing with the status before is told again until that is written.
+        patient = status.passing(manifest, found) and not any(one.reason == events.RUNNING for one in told)
+        actions = (*first, *_status(manifest, fields, found, now, patient=patient), *rest, *told, *labels)
         again = case.steps.look_at
         if taken:
             again = now + _LOOK_AGAIN_S if again is None else min(again, now + _LOOK_AGAIN_S)
@@ -206,13 +208,16 @@ def _revision(case: _Case) -> Iterator[Apply]:
         yield Apply(kinds.CONTROLLER_REVISION, wanted)
 
 
-def _status(manifest: Manifest, fields: Mapping[str, Any], found: list[status.Finding], now: float) -> Iterator[Action]:
+def _status(
+    manifest: Manifest, fields: Mapping[str, Any], found: list[status.Finding], now: float, *, patient: bool = False
+) -> Iterator[Action]:
     time = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     new = status.written(manifest, fields, found, time)
     if new is not None:
         meta = {"name": manifest["metadata"]["name"], "namespace": manifest["metadata"].get("namespace", "")}
         kind = kinds.MODEL_INFER
-        yield ApplyStatus(kind, {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": meta, "status": new})
+        made = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": meta, "status": new}
+        yield ApplyStatus(kind, made, patient=patient)
 
 
 def _removals(case: _Case) -> Iterator[Delete]:

@@ -103,6 +103,16 @@ def findings(
     ]
 
 
+def passing(manifest: Manifest, found: Iterable[Finding]) -> bool:
+    """Tell whether these conditions are soon others: something is on its way, and nothing that a user has to act on is new."""
+    before = {
+        one["type"]: (one["status"], one["reason"]) for one in (manifest.get("status") or {}).get("conditions", ())
+    }
+    now = {one.type: ("True" if one.holds else "False", one.reason) for one in found}
+    usual = {ACCEPTED: ("True", "Accepted"), DEGRADED: ("False", "AsExpected")}
+    return now[PROGRESSING][0] == "True" and all(now[type_] == before.get(type_, usual[type_]) for type_ in usual)
+
+
 def rejected(problems: Iterable[object]) -> list[Finding]:
     """Give the conditions of a spec that cannot be acted upon."""
     why = "; ".join(map(str, problems))

@@ -28,6 +28,7 @@ from matrixinfer.cluster.protocol import (
     Unavailable,
 )
 from matrixinfer.cluster.queue import WorkQueue
+from matrixinfer.cluster.sightings import Sightings, Written
 from matrixinfer.cluster.store import Store
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 16  # writes of one plan on their way
-_SEEN_WITHIN_S: Final = 2.0  # what has been written; a watch that is slower than this has trouble of its own
+_REST: Final = 4.0  # times what the look at a key took is how long it rests: changes in bulk are looked at together
+_REST_AT_MOST_S: Final = 1.0
+_PATIENCE_S: Final = 1.0  # a status that is soon another waits, and is written that often at most
 
 
 class World:
@@ -107,23 +110,6 @@ def owner(kind: Kind) -> Touches:
     return touches
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """An object that was applied or deleted, and whether a store shows it."""
-
-    kind: Kind
-    meta: Manifest
-    deleted: bool = False
-
-    def seen(self, store: Store) -> bool:
-        """Tell whether the store is at this write, or past it."""
-        stands = store.get(self.meta["name"], self.meta.get("namespace", ""))
-        if self.deleted:
-            other = stands is not None and self.meta["uid"] not in (None, stands["metadata"].get("uid"))
-            return stands is None or other or "deletionTimestamp" in stands["metadata"]
-        return stands is not None and int(stands["metadata"]["resourceVersion"]) >= int(self.meta["resourceVersion"])
-
-
 class Loop:
     """Runs one controller against a cluster. `publish` receives the values of its `Publish` actions.
 
@@ -160,7 +146,8 @@ class Loop:
         }
         self.world = World(self._stores)
         self._wake = asyncio.Event()
-        self._news = asyncio.Event()  # a store has changed
+        self._sightings = Sightings(self._stores)
+        self._held_since: dict[Key, float] = {}  # keys with a status that waits, or from when on the next one does
         self._stopping = False
 
     async def run(self) -> None:
@@ -185,7 +172,7 @@ class Loop:
     def refresh(self) -> None:
         """Reconcile everything that there is."""
         for kind, touches in self._controller.watches.items():
-            changed = self._handler(touches)
+            changed = self._handler(kind, touches)
             for manifest in self._stores[kind].all():
                 changed(None, manifest)
 
@@ -210,11 +197,12 @@ class Loop:
             await store.synced()
         self._wake.set()
         for kind, touches in self._controller.watches.items():
-            self._stores[kind].on_change(self._handler(touches))
+            self._stores[kind].on_change(self._handler(kind, touches))
 
-    def _handler(self, touches: Touches) -> Callable[[Manifest | None, Manifest | None], None]:
+    def _handler(self, kind: Kind, touches: Touches) -> Callable[[Manifest | None, Manifest | None], None]:
         def changed(old: Manifest | None, new: Manifest | None) -> None:
-            self._news.set()
+            meta = (new or old or {}).get("metadata", {})
+            self._sightings.changed((kind, meta.get("namespace", ""), meta.get("name", "")))
             for manifest in (old, new):
                 if manifest is not None:
                     for key in touches(manifest, self.world):
@@ -229,10 +217,15 @@ class Loop:
             if key is None:
                 await self._wait(loop)
                 continue
+            rest_s = 0.0
             try:
-                await self._reconcile(key, loop)
+                rest_s = await self._reconcile(key, loop)
             finally:
-                self._queue.done(key)
+                loop.call_later(rest_s, self._give_back, key)
+
+    def _give_back(self, key: Key) -> None:
+        self._queue.done(key)
+        self._wake.set()
 
     async def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         self._wake.clear()
@@ -240,15 +233,13 @@ class Loop:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), None if due is None else max(due - loop.time(), 0))
 
-    async def _reconcile(self, key: Key, loop: asyncio.AbstractEventLoop) -> None:
-        began, outcome = loop.time(), "done"
+    async def _reconcile(self, key: Key, loop: asyncio.AbstractEventLoop) -> float:
+        """Look at a key, and do what it needs; return for how long it is to rest."""
+        began, outcome, rest_s = loop.time(), "done", 0.0
         try:
             plan = self._controller.reconcile(key, self.world, self._clock())
-            written: list[_Written] = []
-            for action in plan.actions:
-                if isinstance(action, Publish) or self._may_write():
-                    await self._perform(action, written)
-            await self._see(written)
+            rest_s = min((loop.time() - began) * _REST, _REST_AT_MOST_S)
+            await self._perform_all(key, plan, loop)
         except (Conflict, Forbidden, Unavailable) as error:
             outcome = "again"
             delay_s = self._queue.retry(key, loop.time(), self._draw())
@@ -270,6 +261,33 @@ class Loop:
                 self._queue.add_at(key, loop.time() + plan.requeue_after_s)
         finally:
             self._report(outcome, loop.time() - began)
+        return rest_s
+
+    async def _perform_all(self, key: Key, plan: Plan, loop: asyncio.AbstractEventLoop) -> None:
+        """Perform a plan in order, and return when the world shows it: the next look is not to decide on that of before."""
+        if not any(isinstance(action, ApplyStatus) for action in plan.actions):
+            self._held_since.pop(key, None)
+        written: list[Written] = []
+        try:
+            for action in plan.actions:
+                if isinstance(action, Publish) or (self._may_write() and not self._waits(key, action, loop.time())):
+                    await self._perform(action, written)
+        except ClusterError:
+            await self._sightings.of(written)
+            raise
+        await self._sightings.of(written)
+
+    def _waits(self, key: Key, action: Action, now: float) -> bool:
+        """Tell whether an action is a status that is soon another: the key comes again when it has waited long enough."""
+        if not isinstance(action, ApplyStatus):
+            return False
+        if action.patient and now < (due := self._held_since.setdefault(key, now) + _PATIENCE_S):
+            self._queue.add_at(key, due)
+            return True
+        self._held_since.pop(key, None)
+        if action.patient:
+            self._held_since[key] = now
+        return False
 
     async def _say(self, key: Key, error: ClusterError) -> None:
         """Let the controller tell the users of an object what was refused. What is only said may fail: it is logged."""
@@ -281,32 +299,25 @@ class Loop:
         except ClusterError as again:
             log.info("%s: %s: cannot be said: %s", self._controller.name, key, again)
 
-    async def _see(self, written: Iterable[_Written]) -> None:
-        """Wait until the stores show what was written: the next look at the key is not to decide on the world of before."""
-        unseen = [one for one in written if one.kind in self._stores]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SEEN_WITHIN_S):
-                while unseen := [one for one in unseen if not one.seen(self._stores[one.kind])]:
-                    self._news.clear()
-                    await self._news.wait()
-
-    async def _perform(self, action: Action, written: list[_Written] | None = None) -> None:
+    async def _perform(self, action: Action, written: list[Written] | None = None) -> None:
         name = self._controller.name
         written = [] if written is None else written
         match action:
             case Apply(kind, manifest, force, manager):
                 stands = await self._cluster.apply(kind, manifest, manager=manager or name, force=force)
-                written.append(_Written(kind, stands["metadata"]))
-            case ApplyStatus(kind, manifest, force):
+                written.append(Written(kind, stands["metadata"]))
+            case ApplyStatus(kind, manifest, force=force):
                 with contextlib.suppress(NotFound):  # deleted meanwhile: there is no status to write
-                    await self._cluster.apply_status(kind, manifest, manager=name, force=force)
+                    stands = await self._cluster.apply_status(kind, manifest, manager=name, force=force)
+                    written.append(Written(kind, stands["metadata"]))
             case SetStatus(kind, manifest):
                 with contextlib.suppress(NotFound):
-                    await self._cluster.update_status(kind, manifest)
+                    stands = await self._cluster.update_status(kind, manifest)
+                    written.append(Written(kind, stands["metadata"]))
             case Delete():
                 await self._delete(action)
                 gone = {"name": action.name, "namespace": action.namespace, "uid": action.uid}
-                written.append(_Written(action.kind, gone, deleted=True))
+                written.append(Written(action.kind, gone, deleted=True))
             case Emit():
                 await self._emit(action)
             case Together(actions):
@@ -316,7 +327,7 @@ class Loop:
                     raise TypeError(f"{name} publishes, but its loop was built without `publish`")
                 self._publish(value)
 
-    async def _perform_together(self, actions: Iterable[Apply | ApplyStatus | Delete], written: list[_Written]) -> None:
+    async def _perform_together(self, actions: Iterable[Apply | ApplyStatus | Delete], written: list[Written]) -> None:
         """Perform all of them, then raise the first error."""
         room = asyncio.Semaphore(_AT_ONCE)
 

@@ -26,6 +26,7 @@ class ApplyStatus:
     kind: Kind
     manifest: Manifest
     force: bool = True
+    patient: bool = False  # it is soon another: it may wait a moment, and be left out for the next
 
 
 @dataclass(frozen=True, slots=True)
