@@ -7,7 +7,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import controllers, gateway, kvindex, long, pick, routing, simulation
+from bench import control_plane, controllers, gateway, kvindex, long, pick, routing, simulation
 
 SECTIONS = ("requests", "idle", "pick", "long", "kvindex", "routing", "simulation", "controllers")
 
@@ -38,6 +38,7 @@ def main() -> None:
             simulation.run()
         if "controllers" in sections:
             controllers.run()
+            asyncio.run(control_plane.run())
 
 
 if __name__ == "__main__":
