@@ -149,6 +149,19 @@ def test_what_is_charged_where_no_usage_is_told(how, charged):
     assert used(stage, Kind.OUTPUT) == charged
 
 
+@pytest.mark.parametrize(("first_token_s", "charged"), [(None, 0), (0.5, 100)], ids=["before a token", "after one"])
+def test_a_stream_whose_client_left_before_any_token_is_charged_its_prompt_only(first_token_s, charged):
+    stage = a_stage(outputTokensPerUnit=1000, inputTokensPerUnit=1000)
+    decision = stage.decide(a_chat("hello", max_tokens=100, stream=True))
+    outcome = an_outcome(decision, status=200, flags=("DC",))
+    outcome = outcome._replace(prompt_tokens=None, completion_tokens=None, first_token_s=first_token_s)
+
+    stage.director.settle(outcome)
+
+    assert used(stage, Kind.OUTPUT) == charged
+    assert used(stage, Kind.INPUT) == 10  # the estimate
+
+
 @pytest.mark.parametrize(
     ("body", "reserved"),
     [

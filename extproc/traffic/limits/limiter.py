@@ -172,7 +172,9 @@ class Limiter:
         if reservation is None:
             return
         outcome = settlement.outcome
-        self._spend(ticket, reservation, tuple(took(charge, outcome) for charge in reservation.charges), now)
+        stream = settlement.sent.stream
+        amounts = tuple(took(charge, outcome, stream=stream) for charge in reservation.charges)
+        self._spend(ticket, reservation, amounts, now)
         if outcome is not None and outcome.complete and outcome.completion_tokens is not None:
             answers = self._answers.get(reservation.route)
             if answers is None:
@@ -257,7 +259,7 @@ def _spent(ticket: str, reservation: Reservation, amounts: tuple[int, ...]) -> S
     )
 
 
-def took(charge: Charge, outcome: Outcome | None) -> int:
+def took(charge: Charge, outcome: Outcome | None, *, stream: bool) -> int:
     """Return what the request really took of a limit; what was reserved where that is not known."""
     if outcome is None or not outcome.placed or not outcome.endpoint:
         return 0
@@ -266,5 +268,7 @@ def took(charge: Charge, outcome: Outcome | None) -> int:
         return 1 if status < _SERVER_ERROR else 0
     prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
     if prompt is None and completion is None:
+        if kind is Kind.OUTPUT and stream and outcome.first_token_s is None:
+            return 0  # its client left before the first token, or its engine died
         return charge.amount if status in _OK or not status else 0
     return (prompt if kind is Kind.INPUT else completion) or 0
