@@ -195,6 +195,9 @@ class Gateway:
     picker: Picker
     limits: Limits = field(default_factory=Limits)
     module: bool = False  # Envoy finds our module (envoy/modules); without it Lua watches answers, and cannot end one
+    authorities: str = (
+        "/etc/ssl/certs/ca-certificates.crt"  # file on Envoy's machine: who may sign certificates of others
+    )
     access_log: str = ""  # a file for one JSON line a request; "-" for standard output; "" for none
 
 

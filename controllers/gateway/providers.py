@@ -75,7 +75,9 @@ def _provider(one: networking.ExternalModelProvider, secrets: Mapping[Name, Mani
         ca=ca,
         credential=_credential(spec, namespace, secrets),
         timeout_s=_bounded(policy.timeout.seconds) if policy.timeout is not None else None,
-        retry=_RETRY if retry is None else ir.Retry(retry.attempts, _bounded(retry.retry_interval.seconds)),
+        retry=_RETRY
+        if retry is None
+        else ir.Retry(retry.attempts, _bounded(retry.retry_interval.seconds), retry.retry_on),
         most_requests=spec.max_concurrent_requests,
     )
 

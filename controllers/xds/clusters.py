@@ -30,6 +30,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
     AggregatedConfigSource,
     ApiVersion,
     ConfigSource,
+    DataSource,
     HealthCheck,
     HealthCheckHttpHealthCheck,
     Http1ProtocolOptions,
@@ -58,7 +59,6 @@ from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 
 )
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
-    CertificateValidationContextSystemRootCerts,
     CommonTlsContext,
     SubjectAltNameMatcher,
     SubjectAltNameMatcherSanType,
@@ -224,8 +224,8 @@ def picker_cluster(picker: ir.Picker) -> Cluster:
     )
 
 
-def keys_cluster(name: str, url: str) -> Cluster:
-    """Build the cluster behind which an issuer's keys are fetched; its certificate is checked as browsers do."""
+def keys_cluster(name: str, url: str, authorities: str) -> Cluster:
+    """Build the cluster behind which an issuer's keys are fetched; one of `authorities` has to have signed its certificate."""
     parts = urlsplit(url)
     secure, host = parts.scheme == "https", parts.hostname or ""
     where = _socket(host, parts.port or (443 if secure else 80))
@@ -234,7 +234,7 @@ def keys_cluster(name: str, url: str) -> Cluster:
         type=ClusterDiscoveryType.STRICT_DNS,
         dns_lookup_family=ClusterDnsLookupFamily.ALL,
         connect_timeout=timedelta(seconds=2),
-        transport_socket=_tls_of(host) if secure else None,
+        transport_socket=_tls_of(host, authorities) if secure else None,
         load_assignment=ClusterLoadAssignment(
             cluster_name=name,
             endpoints=[LocalityLbEndpoints(lb_endpoints=[LbEndpoint(endpoint=Endpoint(address=where))])],
@@ -242,9 +242,9 @@ def keys_cluster(name: str, url: str) -> Cluster:
     )
 
 
-def _tls_of(host: str) -> TransportSocket:
+def _tls_of(host: str, authorities: str) -> TransportSocket:
     context = CertificateValidationContext(
-        system_root_certs=CertificateValidationContextSystemRootCerts(),
+        trusted_ca=DataSource(filename=authorities),
         match_typed_subject_alt_names=[
             SubjectAltNameMatcher(san_type=SubjectAltNameMatcherSanType.DNS, matcher=StringMatcher(exact=host))
         ],

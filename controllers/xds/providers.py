@@ -67,7 +67,6 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
 from envoy_data_plane.envoy.extensions.http.injected_credentials.generic.v3 import Generic
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
-    CertificateValidationContextSystemRootCerts,
     CommonTlsContext,
     GenericSecret,
     SdsSecretConfig,
@@ -92,7 +91,7 @@ if TYPE_CHECKING:
     from betterproto2 import Message
 
 TRANSLATOR: Final = "translator"
-BUSY: Final = (429, 502, 503, 504, 529)  # 529: Anthropic's "overloaded"
+BUSY: Final = (429, 503, 504, 529)  # 529: Anthropic's "overloaded". Not 502, by which a refused credential is told
 _LONGEST_WAIT_S: Final = 5.0  # a `retry-after` beyond this is the client's to keep
 _IDLE_S: Final = 50.0  # load balancers of large services close idle connections after a minute
 _ANSWER_S: Final = 10.0  # for the picker to translate a chunk; its loop may be busy for a moment
@@ -143,8 +142,8 @@ def translator_cluster(address: ir.Address) -> Cluster:
     )
 
 
-def cluster(provider: ir.Provider) -> Cluster:
-    """Build the cluster of one provider."""
+def cluster(provider: ir.Provider, authorities: str) -> Cluster:
+    """Build the cluster of one provider; `authorities` is a file that says who may sign certificates."""
     name = dataplane.provider_name(provider.namespace, provider.name)
     return Cluster(
         name=name,
@@ -153,7 +152,7 @@ def cluster(provider: ir.Provider) -> Cluster:
         dns_lookup_family=ClusterDnsLookupFamily.ALL,
         connect_timeout=timedelta(seconds=5),
         circuit_breakers=_breakers(provider.most_requests),
-        transport_socket=_tls(provider) if provider.tls else None,
+        transport_socket=_tls(provider, authorities) if provider.tls else None,
         typed_extension_protocol_options={UPSTREAM_HTTP: packed(_spoken(name, provider))},
         load_assignment=_assignment(
             name, Address(socket_address=SocketAddress(address=provider.host, port_value=provider.port))
@@ -173,7 +172,7 @@ def route(provider: ir.Provider, limits: ir.Limits) -> Route:
             idle_timeout=timedelta(seconds=limits.idle_s),
             retry_policy=RetryPolicy(
                 retry_on="connect-failure,refused-stream,reset,retriable-status-codes",
-                retriable_status_codes=list(BUSY),
+                retriable_status_codes=sorted({*BUSY, *(int(one) for one in provider.retry.on if one.isdigit())}),
                 num_retries=provider.retry.attempts,
                 per_try_timeout=None if provider.timeout_s is None else timedelta(seconds=provider.timeout_s),
                 retry_back_off=RetryPolicyRetryBackOff(
@@ -247,7 +246,7 @@ def _inject(name: str, credential: ir.Credential) -> CredentialInjector:
     )
 
 
-def _tls(provider: ir.Provider) -> TransportSocket:
+def _tls(provider: ir.Provider, authorities: str) -> TransportSocket:
     host = provider.host
     try:
         ip_address(host)
@@ -258,8 +257,7 @@ def _tls(provider: ir.Provider) -> TransportSocket:
     if provider.verify:
         san = SubjectAltNameMatcherSanType.IP_ADDRESS if numeric else SubjectAltNameMatcherSanType.DNS
         context = CertificateValidationContext(
-            trusted_ca=DataSource(inline_string=provider.ca) if provider.ca else None,
-            system_root_certs=None if provider.ca else CertificateValidationContextSystemRootCerts(),
+            trusted_ca=DataSource(inline_string=provider.ca) if provider.ca else DataSource(filename=authorities),
             match_typed_subject_alt_names=[SubjectAltNameMatcher(san_type=san, matcher=StringMatcher(exact=host))],
         )
     return TransportSocket(

@@ -74,7 +74,10 @@ class Builder:
         resources = {
             CDS: {
                 clusters.PICKER: encoder.encode(clusters.picker_cluster, gateway.picker),
-                **{name: encoder.encode(clusters.keys_cluster, name, url) for name, url in fetched.items()},
+                **{
+                    name: encoder.encode(clusters.keys_cluster, name, url, gateway.authorities)
+                    for name, url in fetched.items()
+                },
                 **{name: encoder.encode(clusters.cluster, one) for name, one in zip(names, bare, strict=True)},
                 **{name: encoder.encode(_group, name, gateway.module) for name in groups},
                 **_outward(config, encoder),
@@ -140,7 +143,9 @@ def _outward(config: ir.IR, encoder: _Encoder) -> dict[str, Resource]:
     return {
         providers.TRANSLATOR: encoder.encode(providers.translator_cluster, address),
         **{
-            dataplane.provider_name(one.namespace, one.name): encoder.encode(providers.cluster, providers.bare(one))
+            dataplane.provider_name(one.namespace, one.name): encoder.encode(
+                providers.cluster, providers.bare(one), config.gateway.authorities
+            )
             for one in config.providers
         },
     }

@@ -7,8 +7,10 @@ starting it and keeping it running is the stack's.
 from __future__ import annotations
 
 import os
+import ssl
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from controllers import ir
@@ -17,10 +19,11 @@ from matrixinfer.local.processes import Command
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
-    from pathlib import Path
 
     from matrixinfer.local.stack import Config
 
+# Where distributions of Linux keep it: Debian and Alpine, Red Hat, SUSE.
+_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem")
 ENVOY_LOG_LEVELS = {"debug": "debug", "info": "warning", "warning": "warning", "error": "error"}
 
 
@@ -93,7 +96,17 @@ def settings(config: Config, one: Gateway, tls: ir.Tls | None) -> ir.Gateway:
         picker=ir.Picker(ir.Address(path=str(one.sockets.picker)), fail_open=config.fail_open),
         limits=ir.Limits(body_bytes=config.max_body_bytes),
         module=envoy.has_module(),
+        authorities=_authorities(),
     )
+
+
+def _authorities() -> str:
+    """Find the file of those whom this machine trusts to sign certificates."""
+    usual = ssl.get_default_verify_paths()
+    for path in (usual.cafile or "", *_BUNDLES):
+        if path and Path(path).is_file():
+            return path
+    return _BUNDLES[0]
 
 
 def picker(config: Config, one: Gateway, *, feed: Path, counter: Path | None, logs: Path) -> Command:

@@ -188,7 +188,7 @@ class ExternalModelProviderSpec(Owned):
     ] = None
     traffic_policy: Annotated[
         TrafficPolicy | None,
-        Field(description="Timeout and retries; an answer of 429, 502, 503 or 504 is tried again, too."),
+        Field(description="Timeout and retries; an answer of 429, 503, 504 or 529 is tried again, too."),
     ] = None
 
     def secrets(self) -> tuple[tuple[tuple[str, ...], SecretKeyRef], ...]:
