@@ -1,0 +1,296 @@
+"""What clients see when a provider fails, or its credential does: never the credential, always an error of their API."""
+
+import asyncio
+import json
+
+import anthropic
+import openai
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from tests.e2e.stack import a_pod, a_server, running, write
+from tests.local.waiting import eventually_async
+from tests.providers import fakes
+from tests.providers.town import a_provider, a_route, a_secret, chat, inside, messages, outside
+from tests.xds.issuer import Authority
+
+pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
+HELLO = [{"role": "user", "content": "Hello"}]
+BOTH = pytest.mark.parametrize("model", ["gpt", "claude"])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def town(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("town")
+    policy = {"timeout": "2s", "retry": {"attempts": 1, "retryInterval": "10ms"}}
+    async with (
+        fakes.provider(folder) as provider,
+        running(
+            folder / "manifests",
+            a_secret(provider),
+            a_secret(provider, "strangers", **{"ca.crt": Authority().pem.decode()}),
+            a_provider(provider, "openai", trafficPolicy=policy),
+            a_provider(provider, "anthropic", type="Anthropic", trafficPolicy=policy),
+            a_provider(provider, "nowhere", baseURL="https://localhost:1"),
+            a_provider(provider, "stranger", caSecretRef={"name": "strangers", "key": "ca.crt"}),
+            a_provider(provider, "public", caSecretRef=None),
+            a_provider(provider, "keyless", auth={"secretRef": {"name": "missing", "key": "key"}}),
+            a_pod("demo-0", "--max-num-seqs", "1"),
+            a_server(),
+            a_route("gpt", outside("openai")),
+            a_route("claude", outside("anthropic")),
+            a_route("nowhere", outside("nowhere")),
+            a_route("stranger", outside("stranger")),
+            a_route("public", outside("public")),
+            a_route("keyless", outside("keyless")),
+            a_route("spare", inside("gone", weight=99), inside(), outside("openai", overflow=True)),
+            a_route("none-ready", inside("gone"), outside("anthropic", overflow=True)),
+            a_route("second", outside("keyless", weight=99), outside("openai", weight=1)),
+            a_server("gone", app="nobody"),
+        ) as world,
+    ):
+        yield world, provider
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def place(town):
+    world, provider = town
+    provider.got.clear()
+    provider.behave = None
+    provider.key = fakes.KEY
+    return world, provider
+
+
+def once(answer):
+    """Behave so for the first request only."""
+    left = [answer]
+
+    async def behave(request, got):
+        return await left.pop()(request, got) if left else None
+
+    return behave
+
+
+def saying(status, body, **headers):
+    async def behave(_request, _got):
+        text = body if isinstance(body, str) else json.dumps(body)
+        return web.Response(status=status, text=text, headers={"content-type": "application/json", **headers})
+
+    return behave
+
+
+@BOTH
+async def test_a_credential_that_is_refused_is_the_gateways_fault(place, model):
+    world, provider = place
+    provider.key = "another"
+
+    answer = await world.send("/v1/chat/completions", model=model)
+
+    assert answer.status == 502
+    assert answer.error["code"] == "provider_refused"
+    assert answer.headers["x-should-retry"] == "false"
+    assert fakes.KEY[:8].encode() not in answer.body
+    assert len(provider.got) == 1
+
+
+async def test_a_refused_credential_is_said_in_the_clients_words(place):
+    world, provider = place
+    provider.key = "another"
+
+    with pytest.raises(anthropic.InternalServerError) as refused:
+        await messages(world).messages.create(model="gpt", messages=HELLO, max_tokens=5)
+
+    assert refused.value.body["type"] == "error"
+
+
+@BOTH
+async def test_a_provider_that_is_busy_for_a_moment_is_asked_again(place, model):
+    world, provider = place
+    provider.behave = once(saying(429, {"error": {"message": "slow down"}}))
+
+    answer = await world.send("/v1/chat/completions", model=model)
+
+    assert answer.status == 200
+    assert len(provider.got) == 2
+    assert provider.got[1].path == provider.got[0].path
+    assert provider.got[1].headers.get("x-api-key") == provider.got[0].headers.get("x-api-key")
+
+
+async def test_a_provider_that_stays_busy_says_when_to_come_back(place):
+    world, provider = place
+    error = {"type": "error", "error": {"type": "rate_limit_error", "message": "too many tokens"}}
+    provider.behave = saying(429, error, **{"retry-after": "60"})
+
+    with pytest.raises(openai.RateLimitError) as refused:
+        await chat(world).chat.completions.create(model="claude", messages=HELLO)
+
+    assert refused.value.response.headers["retry-after"] == "60"
+    assert refused.value.body["message"] == "too many tokens"
+    assert len(provider.got) == 2
+
+
+async def test_an_overloaded_provider_is_unavailable(place):
+    world, provider = place
+    provider.behave = saying(529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})
+
+    answer = await world.send("/v1/chat/completions", model="claude")
+
+    assert answer.status == 503
+    assert answer.error["message"] == "Overloaded"
+
+
+@BOTH
+async def test_an_error_of_the_request_reaches_the_client(place, model):
+    world, provider = place
+    provider.behave = saying(400, {"type": "error", "error": {"type": "invalid_request_error", "message": "too long"}})
+
+    with pytest.raises(openai.BadRequestError, match="too long"):
+        await chat(world).chat.completions.create(model=model, messages=HELLO)
+    with pytest.raises(anthropic.BadRequestError, match="too long"):
+        await messages(world).messages.create(model=model, messages=HELLO, max_tokens=5)
+
+
+@pytest.mark.parametrize("body", ["", "<html>", "[]", '{"type": "message"}', '{"choices": []}'])
+async def test_an_answer_that_is_none_becomes_an_error(place, body):
+    world, provider = place
+    provider.behave = saying(200, body)
+
+    answer = await world.send("/v1/chat/completions", model="claude")
+    other = await world.send("/v1/messages", model="gpt")
+
+    assert (answer.status, answer.error["code"]) == (502, "provider_garbled")
+    assert (other.status, other.json["type"]) == (502, "error")
+
+
+@BOTH
+async def test_a_stream_that_breaks_off_ends_with_an_error(place, model):
+    world, provider = place
+
+    async def cut(request, got):
+        events = fakes.messages_events(got.body) if got.path == "/v1/messages" else fakes.chat_events(got.body)
+        return await fakes.streamed(request, events[:4], cut=True)
+
+    provider.behave = cut
+    with pytest.raises(openai.APIError):
+        async for _chunk in await chat(world).chat.completions.create(model=model, messages=HELLO, stream=True):
+            pass
+    with pytest.raises(anthropic.APIError):
+        async with messages(world).messages.stream(model=model, messages=HELLO, max_tokens=9) as stream:
+            await stream.get_final_message()
+
+
+async def test_a_stream_that_says_nonsense_ends_with_an_error(place):
+    world, provider = place
+
+    async def garbled(request, _got):
+        return await fakes.streamed(request, [b"data: {oops\n\n", b"data: [DONE]\n\n"])
+
+    provider.behave = garbled
+    with pytest.raises(openai.APIError):
+        async for _chunk in await chat(world).chat.completions.create(model="claude", messages=HELLO, stream=True):
+            pass
+
+
+async def test_a_provider_that_does_not_answer_is_given_up(place):
+    world, provider = place
+
+    async def slow(_request, _got):
+        await asyncio.sleep(30)
+
+    provider.behave = slow
+    answer = await world.send("/v1/chat/completions", model="claude")
+
+    assert answer.status == 504
+
+
+async def test_a_provider_that_cannot_be_reached_gives_503(place):
+    world, _ = place
+
+    answer = await world.send("/v1/chat/completions", model="nowhere")
+
+    assert answer.status == 503
+    assert answer.error["code"] == "engine_failed"
+
+
+@pytest.mark.parametrize("model", ["stranger", "public"])
+async def test_a_certificate_of_strangers_is_not_taken(place, model):
+    world, provider = place
+
+    answer = await world.send("/v1/chat/completions", model=model)
+
+    assert (answer.status, answer.error["code"]) == (503, "engine_failed")
+    assert not provider.got
+
+
+async def test_a_provider_without_its_secret_gets_nothing(place):
+    world, provider = place
+
+    answer = await world.send("/v1/chat/completions", model="keyless")
+
+    assert answer.status == 503
+    assert "default/keyless cannot be used: its condition ResolvedRefs" in answer.error["message"]
+    assert not provider.got
+
+
+async def test_a_target_that_can_be_used_takes_the_share_of_one_that_cannot(place):
+    world, provider = place
+
+    answer = await world.send("/v1/chat/completions", model="second")
+
+    assert answer.status == 200
+    assert len(provider.got) == 1
+
+
+async def test_overflow_gets_nothing_while_an_endpoint_is_ready(place):
+    world, provider = place
+
+    answers = [await world.send("/v1/chat/completions", model="spare") for _ in range(5)]
+
+    assert {answer.status for answer in answers} == {200}
+    assert not provider.got
+
+
+async def test_overflow_takes_what_nobody_else_can(place):
+    world, provider = place
+
+    answer = await world.send("/v1/chat/completions", model="none-ready")
+
+    assert answer.status == 200
+    assert provider.got[0].path == "/v1/messages"
+
+
+async def test_a_new_credential_is_used_without_a_restart(place):
+    world, provider = place
+    provider.key = "sk-rotated-9876543210"
+    pids = world.stack.pids()
+    write(world.directory, [a_secret(provider)])
+
+    async def accepted():
+        return (await world.send("/v1/chat/completions", model="gpt")).status == 200
+
+    await eventually_async(accepted, 20)
+
+    assert provider.got[-1].headers["authorization"] == "Bearer sk-rotated-9876543210"
+    assert world.stack.pids() == pids
+    provider.key = fakes.KEY
+    write(world.directory, [a_secret(provider)])
+    await eventually_async(accepted, 20)
+
+
+async def test_the_credential_is_shown_nowhere(place):
+    world, provider = place
+    await world.send("/v1/chat/completions", model="gpt", headers={"x-request-id": "shown"})
+    decision = await world.decision("shown")
+
+    shown = json.dumps(decision) + json.dumps(await world.metrics())
+    for page in ("routes", "config", "decisions"):
+        async with world.http.get(f"{world.stack.admin_url}/{page}") as answer:
+            shown += await answer.text()
+    envoy = next(iter(world.stack._envoy_admins.values()))
+    async with envoy.get("http://envoy/config_dump?include_eds") as answer:
+        shown += await answer.text()
+    logs = "".join(file.read_text() for file in world.stack.logs.iterdir())
+
+    assert provider.key not in shown
+    assert provider.key not in logs
