@@ -65,6 +65,7 @@ def of_route(name: Name, made: Translation, delivery: ir.Delivery) -> tuple[dict
     }
     names = {target.model_server_name for rule in route.spec.rules for target in rule.target_models}
     targets = [(name[0], one) for one in sorted(one for one in names if one)]
+    mirrors = {(name[0], mirror.model_server_name) for rule in route.spec.rules for mirror in rule.mirrors}
     models = frozenset((*([route.spec.model_name] if route.spec.model_name else []), *route.spec.lora_adapters))
     ready = sum(len(made.servers[target].ready) for target in targets if target in made.servers)
     ready += sum((one.namespace, one.name) in providers for one in made.providers.backends)
@@ -72,7 +73,7 @@ def of_route(name: Name, made: Translation, delivery: ir.Delivery) -> tuple[dict
         _accepted(made.claimed.get(name, ())),
         _targets(
             route,
-            [target for target in targets if target not in made.servers],
+            sorted({*targets, *mirrors} - made.servers.keys()),
             sorted(providers - made.providers.resources.keys()),
         ),
         _programmed(made.config, delivery, backends=frozenset(targets), models=models, providers=frozenset(providers)),

@@ -134,6 +134,11 @@ def _dangling(world: _World) -> Iterator[tuple[int, Problem]]:
                 if provider is not None and (kinds.EXTERNAL_MODEL_PROVIDER, namespace, provider) not in world.names:
                     text = f"no ExternalModelProvider {provider!r} in namespace {namespace}"
                     yield index, _problem((*loc, "externalModelProviderName"), text, "error")
+            for j, mirror in enumerate(rule.mirrors):
+                server = mirror.model_server_name
+                if (kinds.MODEL_SERVER, namespace, server) not in world.names:
+                    at = ("spec", "rules", i, "mirrors", j, "modelServerName")
+                    yield index, _problem(at, _no_server(world, namespace, server), "error")
         for i, parent in enumerate(route.spec.parent_refs):
             if _parent(parent, namespace) not in world.parents:
                 named = f"{parent.kind} {parent.namespace or namespace}/{parent.name}"
