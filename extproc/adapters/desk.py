@@ -181,6 +181,7 @@ def _line(settlement: Settlement) -> dict[str, Any]:
         "model": sent.model,
         "route": sent.route,
         "target": sent.target,
+        "answered_by": settlement.target,
         "endpoint": settlement.served or (outcome.endpoint if outcome else ""),
         "chosen": sent.endpoints[0],
         "failed": settlement.failed,
