@@ -31,7 +31,7 @@ _READ: Final = (
     "top_p",
 )
 _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
-_THOUGHT: Final = frozenset({"thinking", "redacted_thinking"})
+_THOUGHT: Final = ("thinking", "redacted_thinking")
 _FAILED: Final = "Error: "  # how a model is told that a tool's result is one: OpenAI's API has no field for it
 
 
@@ -57,7 +57,7 @@ def translated(body: Json, *, model: str) -> Json:
         "stop_sequences": "stop",
     }
     fields.copied(body, made, keys)
-    user = (body.get("metadata") or {}).get("user_id")
+    user = an_object(body.get("metadata") or {}, "metadata").get("user_id")
     if user:
         made["user"] = text(user, "metadata.user_id")
     if body.get("stream"):
