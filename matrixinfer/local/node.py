@@ -17,9 +17,12 @@ from matrixinfer.api import core, kinds
 from matrixinfer.cluster.protocol import Conflict, EventType, Expired, NotFound, Unavailable
 from matrixinfer.local import environment
 from matrixinfer.local.environment import NODE_NAME
+from matrixinfer.local.names import Names
 from matrixinfer.local.pods import PodRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matrixinfer.cluster.protocol import Cluster, Manifest
     from matrixinfer.local.addresses import Addresses
     from matrixinfer.local.containers import Settings
@@ -49,7 +52,7 @@ class Node:
     ) -> None:
         """`shutdown_grace_s` bounds what pods get to stop by themselves when the node goes, whatever they ask for."""
         self._cluster = cluster
-        self._addresses = addresses
+        self._names = Names(addresses)
         self._settings = settings
         self._seats: dict[Name, _Seat] = {}
         self._max_grace_s = float("inf")
@@ -129,8 +132,10 @@ class Node:
 
     async def _tend(self, name: Name, seat: _Seat) -> None:
         """One pod's seat, from first sight until it is gone."""
-        address = self._addresses.take()
+        address = ""
         try:
+            if seat.wanted is not None:
+                address = self._names.take(seat.wanted, await self._services())
             while seat.wanted is not None and not seat.wanted["metadata"].get("deletionTimestamp"):
                 await self._run_version(seat, address)
             if seat.wanted is not None:
@@ -140,7 +145,8 @@ class Node:
         except Exception:
             logger.exception("pod %s/%s: the node's own fault", *name)
         finally:
-            self._addresses.give_back(address)
+            if address:
+                self._names.give_back(address)
             if self._seats.get(name) is seat:
                 del self._seats[name]
         latest = seat.wanted
@@ -152,7 +158,7 @@ class Node:
         manifest = seat.wanted
         if manifest is None:
             return
-        pod = core.Pod.model_validate(manifest)
+        pod = core.Pod.model_validate(self._names.resolved(manifest, await self._services()))
         dirty = asyncio.Event()
         dirty.set()
         seat.runner = PodRunner(
@@ -174,6 +180,14 @@ class Node:
             await asyncio.gather(life, return_exceptions=True)
             report.cancel()
             await asyncio.gather(report, return_exceptions=True)
+
+    async def _services(self) -> Sequence[Manifest]:
+        """Services as they are now; asked again until the cluster answers."""
+        while True:
+            try:
+                return (await self._cluster.list(kinds.SERVICE)).items
+            except Unavailable:
+                await asyncio.sleep(RETRY_S)
 
     async def _sources(self, pod: core.Pod) -> dict[tuple[str, str], dict[str, str]]:
         """ConfigMaps and Secrets that the pod's environment names, as far as they exist."""

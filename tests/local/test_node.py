@@ -172,3 +172,24 @@ async def test_the_environment_takes_values_of_secrets(world, tmp_path):
 
     log = tmp_path / "default_demo-0_engine.log"
     await eventually(lambda: log.exists() and log.read_text() == "s3cret\n")
+
+
+async def test_a_worker_finds_its_entry_by_name_whichever_comes_first(world):
+    cluster, node = world
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": "default", "name": "entry"},
+        "spec": {"clusterIP": "None", "selector": {"role": "entry"}},
+    }
+    await cluster.create(kinds.SERVICE, service)
+    worker = a_pod("worker", code="import os, time; print(os.environ['ENTRY'], flush=True); time.sleep(1000)")
+    worker["spec"]["containers"][0]["env"] = [{"name": "ENTRY", "value": "entry.default"}]
+    await cluster.create(kinds.POD, worker)
+    await ready(cluster, "worker")
+    entry = a_pod("entry-0")
+    entry["metadata"]["labels"] = {"role": "entry"}
+    await cluster.create(kinds.POD, entry)
+    address = (await ready(cluster, "entry-0")).status.pod_ip
+
+    await eventually(lambda: node.runners["default/worker"].containers[0].log_tail(1) == [address])
