@@ -47,7 +47,7 @@ def pod(owner: Manifest, place: Place, revision: Revision, gang: Gang) -> Manife
     if annotations:
         named["annotations"] = annotations
     made["metadata"] = named
-    made["spec"] = plugins.with_env(made["spec"], _env(owner, place, 1 + role["workerReplicas"]))
+    made["spec"] = plugins.with_env(made["spec"], _env(owner, place, 1 + role["workerReplicas"]), first=True)
     made["spec"] |= gang.pod_fields(meta["name"], key, spec["schedulerName"])
     _spread(made["spec"], spec["topologySpreadConstraints"], meta["name"])
     return made

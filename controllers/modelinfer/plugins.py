@@ -32,18 +32,25 @@ def applied(plugins: Iterable[Mapping[str, Any]], pod: Manifest, seat: Seat) -> 
     return pod
 
 
-def with_env(spec: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Give a pod's spec in which every container has these variables, at the end and in the place of others of the name."""
+def with_env(spec: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], *, first: bool = False) -> dict[str, Any]:
+    """Give a pod's spec in which every container has these variables, in the place of others of the name.
+
+    They come last, or first, where the others can refer to them.
+    """
     listed = list(entries)
-    names = {entry["name"] for entry in listed}
     made = dict(spec)
     for member in ("initContainers", "containers"):
         if member in made:
-            made[member] = [
-                one | {"env": [*(env for env in one.get("env", ()) if env["name"] not in names), *listed]}
-                for one in made[member]
-            ]
+            made[member] = [one | {"env": _merged(one.get("env", ()), listed, first=first)} for one in made[member]]
     return made
+
+
+def _merged(
+    there: Iterable[Mapping[str, Any]], listed: list[Mapping[str, Any]], *, first: bool
+) -> list[Mapping[str, Any]]:
+    names = {entry["name"] for entry in listed}
+    others = [env for env in there if env["name"] not in names]
+    return [*listed, *others] if first else [*others, *listed]
 
 
 def _is_for(scope: Mapping[str, Any], seat: Seat) -> bool:
