@@ -46,6 +46,7 @@ _AT_ONCE: Final = 16  # writes of one plan on their way
 _REST: Final = 4.0  # times what the look at a key took is how long it rests: changes in bulk are looked at together
 _REST_AT_MOST_S: Final = 1.0
 _PATIENCE_S: Final = 1.0  # a status that is soon another waits, and is written that often at most
+_PATIENCE_BUSY_S: Final = 10.0  # the same while other keys wait to be looked at
 
 
 class World:
@@ -155,7 +156,7 @@ class Loop:
         async with asyncio.TaskGroup() as group:
             around = [group.create_task(store.run()) for store in self._stores.values()]
             around.append(group.create_task(self._listen()))
-            await asyncio.wait([group.create_task(self._work()) for _ in range(self._workers)])
+            await self._work(group)
             for task in around:
                 task.cancel()
 
@@ -210,26 +211,40 @@ class Loop:
 
         return changed
 
-    async def _work(self) -> None:
+    async def _work(self, group: asyncio.TaskGroup) -> None:
+        """Give keys out to be worked on, some at once, until told to stop; return when that work has ended."""
         loop = asyncio.get_running_loop()
+        working: set[asyncio.Task[None]] = set()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            working.discard(task)
+            self._wake.set()
+
         while not self._stopping:
-            key = self._queue.pop(loop.time()) if self.synced else None  # nothing is decided on half a world
+            ready = self.synced and len(working) < self._workers  # nothing is decided on half a world
+            key = self._queue.pop(loop.time()) if ready else None
             if key is None:
-                await self._wait(loop)
+                await self._wait(self._queue.next_due() if ready else None, loop)
                 continue
-            rest_s = 0.0
-            try:
-                rest_s = await self._reconcile(key, loop)
-            finally:
-                loop.call_later(rest_s, self._give_back, key)
+            task = group.create_task(self._one(key, loop))
+            working.add(task)
+            task.add_done_callback(ended)
+        if working:
+            await asyncio.wait(working)
+
+    async def _one(self, key: Key, loop: asyncio.AbstractEventLoop) -> None:
+        rest_s = 0.0
+        try:
+            rest_s = await self._reconcile(key, loop)
+        finally:
+            loop.call_later(rest_s, self._give_back, key)
 
     def _give_back(self, key: Key) -> None:
         self._queue.done(key)
         self._wake.set()
 
-    async def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _wait(self, due: float | None, loop: asyncio.AbstractEventLoop) -> None:
         self._wake.clear()
-        due = self._queue.next_due() if self.synced else None
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), None if due is None else max(due - loop.time(), 0))
 
@@ -281,7 +296,8 @@ class Loop:
         """Tell whether an action is a status that is soon another: the key comes again when it has waited long enough."""
         if not isinstance(action, ApplyStatus):
             return False
-        if action.patient and now < (due := self._held_since.setdefault(key, now) + _PATIENCE_S):
+        patience_s = _PATIENCE_BUSY_S if self._queue.ready else _PATIENCE_S
+        if action.patient and now < (due := self._held_since.setdefault(key, now) + patience_s):
             self._queue.add_at(key, due)
             return True
         self._held_since.pop(key, None)

@@ -35,6 +35,11 @@ class WorkQueue(Generic[K]):
         """Count the keys that wait or are due later."""
         return len(self._ready.keys() | self._again | self._due.keys())
 
+    @property
+    def ready(self) -> int:
+        """How many keys could be worked on at once."""
+        return len(self._ready)
+
     def add(self, key: K) -> None:
         """Work on the key as soon as possible."""
         self._due.pop(key, None)
