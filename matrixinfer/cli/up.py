@@ -84,7 +84,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         nargs="?",
         const=True,
-        default="",
         type=_redis,
         help="where gateways count global limits together, whatever address routes name; without URL one is started",
     )
@@ -141,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
         fail_open=arguments.picker_failure_mode == "open",
         max_body_bytes=arguments.max_body_bytes,
         gateways=arguments.gateways,
-        redis=counter.HERE if arguments.redis is True else arguments.redis,
+        redis=counter.HERE if arguments.redis is True else arguments.redis or "",
         envoy_workers=arguments.envoy_workers,
         log_level=arguments.log_level,
     )
