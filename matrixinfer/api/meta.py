@@ -213,6 +213,7 @@ _DURATION: Final = (
     r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))*$"
 )
 _DURATION_LENGTH: Final = 32
+_LONGEST_H: Final = 2_562_047  # Kubernetes counts nanoseconds in 63 bits
 
 
 class Duration(str):
@@ -234,6 +235,8 @@ class Duration(str):
         duration.seconds = sum(float(number) * _UNIT_S[unit] for number, unit in _DURATION_PART.findall(text))
         if duration.seconds <= 0:
             raise ValueError("must be longer than zero; leave the field out to use its default")
+        if duration.seconds > _LONGEST_H * _UNIT_S["h"]:
+            raise ValueError(f"must be {_LONGEST_H}h at most")
         return duration
 
     @classmethod
