@@ -6,8 +6,10 @@
     model                     the model's name out of the body, into a header (only if models differ in who may use them)
     rbac (models)             who may use which
 
-What changes with keys and rules travels with the routes (`per_route`), so that a rotated key closes no connection. Until
-they have come, the filters refuse everything: a gap in configuration opens no door.
+The filters are always in the chain, so that no policy, not the first one either, renews a listener and closes connections.
+They are switched on by the routes (`per_route`), with which keys and rules travel, too; but for `entry`, which refuses
+everything until routes switch it off or say more: a gap in configuration opens no door. What tokens are checked by, and what
+is taken for one, is configuration that Envoy fetches by itself (`discovered`).
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from urllib.parse import urlsplit
 from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation
 from envoy_data_plane.envoy.config.core.v3 import (
     DataSource,
+    ExtensionConfigSource,
     HeaderValue,
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
     HttpUri,
+    TypedExtensionConfig,
 )
 from envoy_data_plane.envoy.config.rbac.v3 import Policy, RbacAction
 from envoy_data_plane.envoy.config.rbac.v3 import Rbac as Rules
-from envoy_data_plane.envoy.config.route.v3 import RouteMatch
+from envoy_data_plane.envoy.config.route.v3 import FilterConfig, RouteMatch
 from envoy_data_plane.envoy.extensions.common.matching.v3 import ExtensionWithMatcher
 from envoy_data_plane.envoy.extensions.filters.common.matcher.action.v3 import SkipFilter
 from envoy_data_plane.envoy.extensions.filters.http.api_key_auth.v3 import (
@@ -59,6 +63,7 @@ from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import (
 )
 from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import LuaPerRoute
 from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import Rbac, RbacPerRoute
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
 from envoy_data_plane.envoy.type.matcher.v3 import HttpRequestHeaderMatchInput, RegexMatchAndSubstitute, RegexMatcher
 from envoy_data_plane.google.protobuf import Any, Empty
 from envoy_data_plane.xds.type.matcher.v3 import (
@@ -74,7 +79,9 @@ from envoy_data_plane.xds.type.matcher.v3 import RegexMatcher as XdsRegexMatcher
 from envoy_data_plane.xds.type.matcher.v3 import RegexMatcherGoogleRe2 as XdsRegexMatcherGoogleRe2
 from envoy_data_plane.xds.type.matcher.v3 import StringMatcher as XdsStringMatcher
 
+from controllers import ir
 from controllers.xds import principals
+from controllers.xds.clusters import ads
 from controllers.xds.typed import extension, packed, xds_extension
 from matrixinfer.api import dataplane
 
@@ -83,13 +90,14 @@ if TYPE_CHECKING:
 
     from betterproto2 import Message
 
-    from controllers import ir
-
 JWT: Final = "matrixinfer.jwt"
 KEYS: Final = "matrixinfer.keys"
+CERTIFICATE: Final = "matrixinfer.certificate"
+IDENTITY: Final = "matrixinfer.identity"
 ENTRY: Final = "matrixinfer.entry"
 MODELS: Final = "matrixinfer.models"
 LISTING: Final = "matrixinfer.listing"
+EARLY: Final = "early/"
 
 AUTHORIZATION: Final = "authorization"
 API_KEY: Final = "x-api-key"
@@ -112,40 +120,67 @@ def by_model(access: ir.Access) -> bool:
     return any(grants != access.otherwise for _, grants in access.models)
 
 
-def before(access: ir.Access) -> list[tuple[str, Message]]:
+def before() -> list[HttpFilter]:
     """Write the filters that find out who asks."""
-    chain: list[tuple[str, Message]] = []
-    if access.takes_keys:
-        chain.append((KEYS, _skip(_no_key(access), KEYS, _keys(access))))
-    if access.issuers:
-        token = _unless_header(AUTHORIZATION, _SIGNED)
-        chain.append((JWT, _skip(token, JWT, _tokens(access)) if access.takes_keys else _tokens(access)))
-    if access.certificates:
-        # Whoever shows something else beside the certificate is known by that.
-        named = _any(_header(TENANT_HEADER, ".+"), _header(CLIENT_HEADER, ".+"))
-        chain.append(("matrixinfer.certificate", _skip(named, "matrixinfer.certificate", _certificate())))
-    chain.append(("matrixinfer.identity", _identity()))
-    chain.append((ENTRY, _closed()))
-    return chain
+    # Whoever shows something else beside the certificate is known by that.
+    named = _any(_header(TENANT_HEADER, ".+"), _header(CLIENT_HEADER, ".+"))
+    return [
+        _discovered(KEYS),
+        _discovered(JWT),
+        switched(CERTIFICATE, _skip(named, CERTIFICATE, _certificate())),
+        switched(IDENTITY, _identity()),
+        HttpFilter(name=ENTRY, typed_config=packed(_closed())),
+    ]
 
 
-def after() -> list[tuple[str, Message]]:
+def after() -> HttpFilter:
     """Write the filter that decides by the model's name, which a filter before it has read."""
-    return [(MODELS, _closed())]
+    return switched(MODELS, _closed())
 
 
-def listing(lua: Message) -> tuple[str, Message]:
+def listing(lua: Message) -> HttpFilter:
     """Write the filter that tells the picker which names to list."""
-    return (LISTING, _skip(_unless_header(":path", LISTED + ".*"), LISTING, lua))
+    return switched(LISTING, _skip(_unless_header(":path", LISTED + ".*"), LISTING, lua))
 
 
-def per_route(access: ir.Access) -> dict[str, Any]:
-    """Write what of the filters' configuration comes with the routes."""
+def switched(name: str, message: Message) -> HttpFilter:
+    """Write a filter that only runs where routes switch it on."""
+    return HttpFilter(name=name, typed_config=packed(message), disabled=True)
+
+
+def discovered(name: str, access: ir.Access | None) -> TypedExtensionConfig:
+    """Write the configuration of a filter that Envoy fetches by itself."""
+    if access is None:
+        access = _NOBODY
+    if name == KEYS:
+        return extension(name, _skip(_no_key(access), KEYS, _keys(access)))
+    tokens = _tokens(access)
+    return extension(name, _skip(_unless_header(AUTHORIZATION, _SIGNED), JWT, tokens) if access.takes_keys else tokens)
+
+
+def readers(gateway: ir.Gateway) -> tuple[str, ...]:
+    """Name the filters that read the model's name; those of the same name behind EARLY do so before the picker is asked."""
+    return ("matrixinfer.model",) if gateway.module else ("matrixinfer.model", "matrixinfer.model_header")
+
+
+def per_route(gateway: ir.Gateway, access: ir.Access | None) -> dict[str, Any]:
+    """Write what comes with the routes: which filters run, and how."""
+    if access is None:
+        return {ENTRY: packed(FilterConfig(disabled=True))}
     found: dict[str, Message] = {
+        IDENTITY: _ON,
         ENTRY: RbacPerRoute(rbac=Rbac(rules=_entry(access))),
         LISTING: LuaPerRoute(filter_context=principals.table(access)),
     }
+    if access.issuers:
+        found[JWT] = _ON
+    if access.certificates:
+        found[CERTIFICATE] = _ON
     if by_model(access):
+        names = readers(gateway)
+        found |= {EARLY + name: _ON for name in names}
+        if gateway.picker.fail_open:
+            found |= dict.fromkeys(names, FilterConfig(disabled=True))
         found[MODELS] = RbacPerRoute(rbac=Rbac(rules=_models(access)))
     if access.takes_keys:
         found[KEYS] = ApiKeyAuthPerRoute(
@@ -179,8 +214,15 @@ def jwks_cluster(url: str) -> str:
     return f"jwks/{urlsplit(url).scheme}/{urlsplit(url).netloc}"
 
 
+def _discovered(name: str) -> HttpFilter:
+    source = ExtensionConfigSource(config_source=ads(), type_urls=[f"{_TYPES}.{one}" for one in _DISCOVERED])
+    return HttpFilter(name=name, config_discovery=source, disabled=True)
+
+
 def _tokens(access: ir.Access) -> JwtAuthentication:
     providers = {one.issuer: _provider(one) for one in access.issuers}
+    if not providers:
+        return JwtAuthentication()
     either = [JwtRequirement(provider_name=name) for name in providers]
     return JwtAuthentication(
         providers=providers,
@@ -352,3 +394,9 @@ def _skip(when: MatcherMatcherListPredicate, name: str, message: Message) -> Ext
             )
         ),
     )
+
+
+_NOBODY: Final = ir.Access()
+_ON: Final = FilterConfig(config=Any())
+_TYPES: Final = "type.googleapis.com/envoy.extensions"
+_DISCOVERED: Final = ("common.matching.v3.ExtensionWithMatcher", "filters.http.jwt_authn.v3.JwtAuthentication")

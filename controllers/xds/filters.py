@@ -73,6 +73,8 @@ from controllers.xds.typed import extension, packed, xds_extension
 from matrixinfer.api import dataplane, transfer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from betterproto2 import Message
 
     from controllers import ir
@@ -114,37 +116,31 @@ def but(word: str) -> str:
     return f"(?:|[^{word[0]}].*|{word[0]}{but(word[1:])})"
 
 
-def filters(gateway: ir.Gateway, guard: ir.Access | None) -> list[HttpFilter]:
+def filters(gateway: ir.Gateway) -> list[HttpFilter]:
     """Write the chain; on an answer it runs from the last to the first."""
-    early = guard is not None and access.by_model(guard)
-    model = _model(gateway) if early or gateway.picker.fail_open else []
     return [
         _filter("matrixinfer.response", _ours("response") if gateway.module else _lua(RESPONSE_LUA)),
-        *(_guard(guard, model if early else []) if guard is not None else ()),
-        _filter(EXT_PROC, _ask_the_picker(gateway.picker, told=guard is not None)),
-        *(model if not early else ()),
+        # What a request has to pass before the picker hears of it, if there are policies.
+        *access.before(),
+        *(access.switched(access.EARLY + name, message) for name, message in _model(gateway)),
+        access.after(),
+        access.listing(_lua(LISTING_LUA)),
+        _filter(EXT_PROC, _ask_the_picker(gateway.picker)),
+        *(_filter(name, message) for name, message in (_model(gateway) if gateway.picker.fail_open else ())),
         _filter("envoy.filters.http.router", Router(suppress_envoy_headers=True)),
     ]
 
 
-def _guard(guard: ir.Access, model: list[HttpFilter]) -> list[HttpFilter]:
-    """Write what a request has to pass before the picker hears of it; with `model`, by the name that this reads, too."""
-    decided = [*model, *(_filter(*one) for one in access.after())] if model else []
-    return [
-        *(_filter(*one) for one in access.before(guard)),
-        *decided,
-        _filter(*access.listing(_lua(LISTING_LUA))),
-    ]
-
-
-def _model(gateway: ir.Gateway) -> list[HttpFilter]:
+def _model(gateway: ir.Gateway) -> Iterator[tuple[str, Message]]:
     """Read the model's name out of the body of a request that the picker gave no target."""
     if gateway.module:
-        return [_filter("matrixinfer.model", _ours("model"))]
-    return [
-        _filter("matrixinfer.model", _unless_picked("envoy.filters.http.json_to_metadata", _read_model())),
-        _filter("matrixinfer.model_header", _unless_picked("envoy.filters.http.lua", _lua(MODEL_LUA))),
-    ]
+        how: tuple[Message, ...] = (_ours("model"),)
+    else:
+        how = (
+            _unless_picked("envoy.filters.http.json_to_metadata", _read_model()),
+            _unless_picked("envoy.filters.http.lua", _lua(MODEL_LUA)),
+        )
+    return zip(access.readers(gateway), how, strict=True)
 
 
 @cache
@@ -168,7 +164,7 @@ def _filter(name: str, message: Message) -> HttpFilter:
     return HttpFilter(name=name, typed_config=packed(message))
 
 
-def _ask_the_picker(picker: ir.Picker, *, told: bool) -> ExternalProcessor:
+def _ask_the_picker(picker: ir.Picker) -> ExternalProcessor:
     return ExternalProcessor(
         grpc_service=picker_service(),
         failure_mode_allow=picker.fail_open,
@@ -184,9 +180,7 @@ def _ask_the_picker(picker: ir.Picker, *, told: bool) -> ExternalProcessor:
             response_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
         ),
         metadata_options=MetadataOptions(
-            forwarding_namespaces=MetadataOptionsMetadataNamespaces(untyped=[dataplane.ACCESS_METADATA])
-            if told
-            else None,
+            forwarding_namespaces=MetadataOptionsMetadataNamespaces(untyped=[dataplane.ACCESS_METADATA]),
             receiving_namespaces=MetadataOptionsMetadataNamespaces(
                 untyped=[dataplane.ENDPOINT_METADATA, dataplane.METADATA, dataplane.NAMES_METADATA]
             ),

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 LOG_NAME = "matrixinfer"
 
 
-def listener(one: ir.Listener, gateway: ir.Gateway, guard: ir.Access | None) -> Listener:
+def listener(one: ir.Listener, gateway: ir.Gateway) -> Listener:
     """Build one listener; all share the routes."""
     return Listener(
         name=one.name,
@@ -62,7 +62,7 @@ def listener(one: ir.Listener, gateway: ir.Gateway, guard: ir.Access | None) -> 
                 filters=[
                     Filter(
                         name="envoy.filters.network.http_connection_manager",
-                        typed_config=packed(_connection_manager(gateway, guard)),
+                        typed_config=packed(_connection_manager(gateway)),
                     )
                 ],
                 transport_socket=tls.socket(one.tls) if one.tls is not None else None,
@@ -71,12 +71,12 @@ def listener(one: ir.Listener, gateway: ir.Gateway, guard: ir.Access | None) -> 
     )
 
 
-def _connection_manager(gateway: ir.Gateway, guard: ir.Access | None) -> HttpConnectionManager:
+def _connection_manager(gateway: ir.Gateway) -> HttpConnectionManager:
     limits = gateway.limits
     return HttpConnectionManager(
         stat_prefix="gateway",
         rds=Rds(config_source=ads(), route_config_name=ROUTES),
-        http_filters=filters(gateway, guard),
+        http_filters=filters(gateway),
         early_header_mutation_extensions=[door()],
         common_http_protocol_options=HttpProtocolOptions(
             idle_timeout=timedelta(minutes=10),
@@ -106,7 +106,7 @@ def _connection_manager(gateway: ir.Gateway, guard: ir.Access | None) -> HttpCon
         merge_slashes=True,
         # Model names in paths may hold an escaped slash.
         path_with_escaped_slashes_action=HttpConnectionManagerPathWithEscapedSlashesAction.KEEP_UNCHANGED,
-        local_reply_config=local_replies(limits, guarded=guard is not None),
+        local_reply_config=local_replies(limits),
         access_log=_access_logs(gateway),
     )
 

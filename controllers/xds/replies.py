@@ -119,12 +119,12 @@ REFUSALS: Final = (
 )
 
 
-def local_replies(limits: ir.Limits, *, guarded: bool = False) -> LocalReplyConfig:
+def local_replies(limits: ir.Limits) -> LocalReplyConfig:
     """Give every reply of Envoy's a body that clients of the OpenAI API can read."""
     return LocalReplyConfig(
         mappers=[
             ResponseMapper(filter=_holds(COMPLETE)),
-            *(_mapper(reply) for reply in (*(REFUSALS if guarded else ()), *_replies(limits))),
+            *(_mapper(reply) for reply in (*REFUSALS, *_replies(limits))),
         ],
         body_format=SubstitutionFormatString(
             text_format_source=DataSource(inline_string="%LOCAL_REPLY_BODY%"), content_type="application/json"

@@ -104,7 +104,7 @@ def frame(
             *(_told(name, name) for name in told),
         ],
         max_direct_response_body_size_bytes=1024 * 1024,
-        typed_per_filter_config=access.per_route(guard) if guard is not None else {},
+        typed_per_filter_config=access.per_route(gateway, guard),
     )
 
 

@@ -1,6 +1,6 @@
 """One Envoy's subscription as a state machine: requests and snapshots in, responses out. No clock, no network.
 
-State of the world. Types go out in the order clusters, secrets, endpoints, listeners, routes. Envoy answers for clusters
+State of the world. Types go out in the order clusters, secrets, endpoints, filters, listeners, routes. Envoy answers for clusters
 when the new ones are warm, which takes their secrets and endpoints, so these do not wait for that answer; listeners and
 routes do. A
 cluster that is no longer wanted goes last, when the routes that named it are gone. Listeners and clusters are sent
@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from controllers.xds.snapshot import CDS, EDS, LDS, RDS, SDS, Resource, Snapshot, version
+from controllers.xds.snapshot import CDS, ECDS, EDS, LDS, RDS, SDS, Resource, Snapshot, version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 # Make before break: what is pointed at goes before what points at it.
-ORDER: Final = (CDS, SDS, EDS, LDS, RDS)
+ORDER: Final = (CDS, SDS, EDS, ECDS, LDS, RDS)
 WHOLE: Final = frozenset({CDS, LDS})  # sent complete: what is missing is removed
 
 

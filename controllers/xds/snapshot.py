@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "type.googleapis.com/envoy.config."
 CDS: Final = PREFIX + "cluster.v3.Cluster"
 SDS: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+ECDS: Final = PREFIX + "core.v3.TypedExtensionConfig"
 EDS: Final = PREFIX + "endpoint.v3.ClusterLoadAssignment"
 LDS: Final = PREFIX + "listener.v3.Listener"
 RDS: Final = PREFIX + "route.v3.RouteConfiguration"
@@ -94,9 +95,8 @@ class Builder:
                 },
                 **{name: encoder.encode(clusters.group_assignment, name, members) for name, members in groups.items()},
             },
-            LDS: {
-                one.name: encoder.encode(listeners.listener, one, gateway, config.access) for one in gateway.listeners
-            },
+            ECDS: {name: encoder.encode(access.discovered, name, config.access) for name in (access.KEYS, access.JWT)},
+            LDS: {one.name: encoder.encode(listeners.listener, one, gateway) for one in gateway.listeners},
             RDS: {routes.ROUTES: self._routes(replace(config, backends=bare), encoder)},
         }
         self._last = encoder.used

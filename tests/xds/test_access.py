@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 
 import pytest
 
 from controllers import ir
-from controllers.xds.snapshot import Builder
 from matrixinfer.api import dataplane
 from tests.xds.issuer import Signer
-from tests.xds.stack import Engine, Immediate, demo, running
+from tests.xds.stack import Engine, Immediate, demo, read_answer, running
 
 pytestmark = pytest.mark.envoy
 
@@ -64,6 +64,7 @@ def matrix():
         ("a token with two audiences", bearer(SIGNER.token(aud=["x", "gateway"])), "demo", 200, None),
         ("a wrong audience", bearer(SIGNER.token(aud="x")), "demo", 403, "model_not_allowed"),
         ("expired", bearer(SIGNER.token(aud="gateway", exp=int(time.time()) - 60)), "demo", 401, "invalid_api_key"),
+        ("expired just now", bearer(SIGNER.token(aud="gateway", exp=int(time.time()) - 5)), "demo", 200, None),
         (
             "not yet valid",
             bearer(SIGNER.token(aud="gateway", nbf=int(time.time()) + 600)),
@@ -99,7 +100,7 @@ async def test_the_matrix_is_decided_without_the_picker(module, fail_open):
             asked_picker = len(stack.picker.seen) - before
             if (answer.status, error.get("code"), asked_picker) != (status, code, int(status == 200)):
                 wrong[name] = (answer.status, asked_picker, answer.headers, answer.json)
-            if status == 401:
+            if answer.status == 401:
                 assert answer.headers["www-authenticate"].startswith("Bearer realm"), name
 
         assert not wrong
@@ -266,13 +267,31 @@ async def test_a_policy_for_one_model_leaves_the_others_open_and_each_issuer_has
     assert (told, listed, nameless.status) == ([200, 200], [["demo"], ["demo", "theirs"]], 400)
 
 
-def test_without_policies_envoy_is_told_nothing_of_access():
-    gateway = ir.Gateway((ir.Listener("gateway", "127.0.0.1", 0),), ir.Picker(ir.Address(path="/picker.sock")))
+async def test_no_policy_not_the_first_either_renews_the_listener_or_closes_a_connection():
+    partner = ir.Issuer("https://partner.test", ir.Jwks(inline=Signer("p1").jwks), tenant_claim="org.team")
+    async with running(module=True) as stack:
+        stack.picker.answer = lambda _headers, _body: Immediate(200, b'{"data":[]}')
+        listeners = await stack.envoy.admin("/config_dump?resource=dynamic_listeners")
+        reader, writer = await asyncio.open_connection("127.0.0.1", stack.envoy.port)
 
-    snapshot = Builder().build(ir.IR(gateway))
+        async def asked(extra=""):
+            writer.write(f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{extra}\r\n".encode())
+            return (await read_answer(reader)).status
 
-    told = b"".join(one.encoded for resources in snapshot.resources.values() for one in resources.values())
-    assert not [word for word in (b"jwt", b"rbac", b"api_key", b"matrixinfer.access", b"tls") if word in told]
+        found = [await asked()]
+        for access in (
+            ir.Access(keys=KEYS, takes_keys=True, otherwise=(TEAMS,)),
+            ACCESS,
+            replace(ACCESS, issuers=(ISSUER, partner), certificates=True),
+            None,
+        ):
+            delivery = await stack.apply(access=access)
+            assert not delivery.refusals
+            found += [await asked(), await asked("authorization: Bearer sk-bob\r\n")]
+        writer.close()
+
+        assert found == [200, 401, 200, 401, 200, 401, 200, 200, 200]
+        assert await stack.envoy.admin("/config_dump?resource=dynamic_listeners") == listeners
 
 
 async def test_credentials_are_forwarded_where_a_policy_asks_for_it():
