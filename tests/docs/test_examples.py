@@ -12,9 +12,10 @@ from extproc import plugins
 from extproc.scheduling import config
 from matrixinfer.api import core, kinds
 from matrixinfer.cluster import directory
+from matrixinfer.local import ports
 from matrixinfer.local.stack import Config, Stack
 from tests.docs.pages import ROOT
-from tests.e2e.stack import CHAT, World
+from tests.e2e.stack import CHAT, World, running
 from tests.local.waiting import eventually_async
 
 EXAMPLES = ROOT / "examples"
@@ -33,6 +34,7 @@ HERE = {
     "model-infer",
     "model-infer-roles",
     "kv-events",
+    "external-provider",
 }
 
 
@@ -160,3 +162,20 @@ async def test_quickstart_serves_with_another_scheduler_configuration():
 
         async with world.http.get(f"{world.stack.admin_url}/config") as answer:
             assert "weighted-random-picker" in await answer.text()
+
+
+@pytest.mark.envoy
+async def test_a_provider_takes_what_the_engine_cannot(tmp_path):
+    port = ports.choose(0, option="--port")
+    for file in (EXAMPLES / "external-provider").iterdir():
+        (tmp_path / file.name).write_text(file.read_text().replace("8101", str(port)))
+    async with running(tmp_path) as world:
+
+        async def answers(model, name):
+            answer = await world.send(CHAT, model=model, max_tokens=1)
+            return answer.status == 200 and answer.json["model"] == name
+
+        await eventually_async(lambda: answers("claude", "their-model"))
+        await eventually_async(lambda: answers("demo", "demo"))
+        (tmp_path / "engine.yaml").unlink()
+        await eventually_async(lambda: answers("demo", "their-model"))

@@ -56,7 +56,11 @@ def test_every_yaml_block_is_valid(block, tmp_path):
     elif any(document.get("apiVersion") in OURS for document in documents):
         (tmp_path / "block.yaml").write_text(block.text)
         reading = directory.read(tmp_path)
-        dangling = [finding for finding in reading.findings if "no ModelServer" in finding.message]
+        dangling = [
+            finding
+            for finding in reading.findings
+            if "no ModelServer" in finding.message or "no ExternalModelProvider" in finding.message
+        ]
         assert [str(finding) for finding in reading.findings if finding.severity == "error"] == [
             str(d) for d in dangling
         ]
