@@ -206,7 +206,7 @@ class Jwks:
     """Where an issuer's public keys are: one of the three."""
 
     inline: str = ""
-    file: str = ""  # on Envoy's machine, read when the policy is taken
+    file: str = ""  # on Envoy's machine, where it is read once, or on ours, where it is followed
     url: str = ""
     cache_s: float = 300.0  # how long what the URL gave is used
 

@@ -7,12 +7,14 @@ changes.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from controllers import ir
 from controllers.xds.ads import Ads
+from controllers.xds.key_files import KeyFiles
 from controllers.xds.snapshot import RDS, Builder
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class Publisher:
         self._taken: frozenset[Piece] = frozenset()  # of what Envoys took last
         self._held: list[Piece] = []  # to be tried when what is served without them is taken
         self._left_out: dict[Piece, str] = {}  # refused alone, with Envoy's words
+        self._key_files = KeyFiles(lambda: self._serve(self._wanted) if self._wanted is not None else None)
+        self._following: asyncio.Task[None] | None = None
 
     def publish(self, config: ir.IR) -> None:
         """Serve `config` from now on; the same again changes nothing."""
@@ -60,10 +64,13 @@ class Publisher:
 
     async def start(self, *addresses: str) -> tuple[int, ...]:
         """Listen on `unix:PATH` and `HOST:PORT`; returns the ports (1 for a socket)."""
+        self._following = asyncio.create_task(self._key_files.follow())
         return await self._ads.start(*addresses)
 
     async def stop(self) -> None:
         """Close all streams; Envoys keep what they have."""
+        if self._following is not None:
+            self._following.cancel()
         await self._ads.stop()
 
     def _serve(self, wanted: ir.IR) -> None:
@@ -73,6 +80,7 @@ class Publisher:
             backends=tuple(one for one in wanted.backends if replace(one, endpoints=()) not in without),
             models=tuple(one for one in wanted.models if one not in without),
             handlings=tuple(one for one in wanted.handlings if one not in without),
+            access=self._key_files.put_in(wanted.access),
         )
         self._ads.publish(self._builder.build(self._served))
 

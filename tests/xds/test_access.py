@@ -10,6 +10,7 @@ import pytest
 
 from controllers import ir
 from matrixinfer.api import dataplane
+from tests.local.waiting import eventually_async
 from tests.xds.issuer import Signer
 from tests.xds.stack import Engine, Immediate, demo, read_answer, running
 
@@ -227,8 +228,38 @@ async def test_keys_of_an_issuer_come_from_a_file(tmp_path):
         await stack.apply(access=replace(ACCESS, issuers=(replace(ISSUER, jwks=ir.Jwks(file=str(file))),)))
         stack.pick(0)
 
-        assert (await stack.envoy.request(**bearer(SIGNER.token(aud="gateway")))).status == 200
-        assert (await stack.envoy.request(**bearer(Signer().token(aud="gateway")))).status == 401
+        async def status(signer):
+            return (await stack.envoy.request(**bearer(signer.token(aud="gateway")))).status
+
+        assert (await status(SIGNER), await status(Signer())) == (200, 401)
+        listeners = await stack.envoy.admin("/config_dump?resource=dynamic_listeners")
+        file.write_text("half of a cha")  # the last good keys stay
+        second = Signer("k2")
+        file.write_text(second.jwks)
+
+        async def rotated():
+            return (await status(second), await status(SIGNER)) == (200, 401)
+
+        await eventually_async(rotated)
+        assert await stack.envoy.admin("/config_dump?resource=dynamic_listeners") == listeners
+
+
+async def test_a_file_of_keys_that_is_not_there_lets_nobody_in_until_it_is(tmp_path):
+    file = tmp_path / "jwks.json"
+    async with running(module=True) as stack:
+        await stack.apply(access=replace(ACCESS, issuers=(replace(ISSUER, jwks=ir.Jwks(file=str(file))),)))
+        stack.pick(0)
+        token = bearer(SIGNER.token(aud="gateway"))
+        refused = await stack.envoy.request(**token)
+
+        assert (refused.status, "www-authenticate" in refused.headers) == (401, True)
+        assert not stack.picker.seen
+        file.write_text(SIGNER.jwks)
+
+        async def lets_in():
+            return (await stack.envoy.request(**token)).status == 200
+
+        await eventually_async(lets_in)
 
 
 async def test_a_policy_for_one_model_leaves_the_others_open_and_each_issuer_has_its_own():

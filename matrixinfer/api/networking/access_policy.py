@@ -67,7 +67,8 @@ class KeySet(Owned):
         Field(
             max_length=1024,
             pattern="^/.+",
-            description="Absolute path of a file with it, on Envoy's machine; read when the policy is taken.",
+            description="Absolute path of a file with it. Followed when it changes, if it is on the machine of the "
+            "controllers; else Envoy reads it there where it runs, when the policy is taken.",
         ),
     ] = None
     url: Annotated[
