@@ -29,6 +29,7 @@ HERE = {
     "prefill-decode",
     "canary",
     "header-routing",
+    "traffic-policies",
     "lora",
     "two-models",
     "model-infer",
@@ -102,6 +103,31 @@ async def test_header_routing_tells_clients_apart():
         assert await served_by(world, headers={"x-experiment": "b2"}) == "demo-large"
         assert await served_by(world, headers={"x-experiment": "a"}) == "demo-small"
         assert await served_by(world, "/v1/completions", headers={"x-experiment": "b2"}) == "demo-small"
+
+
+@pytest.mark.envoy
+async def test_traffic_policies_keep_users_have_a_spare_and_a_mirror():
+    async with up("traffic-policies") as world:
+        users = [f"user-{number}" for number in range(60)]
+        first, again = [
+            [await served_by(world, model="assistant", headers={"x-user": user}, max_tokens=1) for user in users]
+            for _ in range(2)
+        ]
+        for name in ("small-0", "small-1"):
+            await world.fail(name, "503")
+        spare = await served_by(world, model="chat", max_tokens=1)
+        await world.heal()
+        copied = await world.served("large-0")
+        small = await served_by(world, model="rehearsal", max_tokens=1)
+
+        async def has_its_copy():
+            return await world.served("large-0") == copied + 1
+
+        await eventually_async(has_its_copy)
+
+    assert first == again
+    assert set(first) == {"demo-small", "demo-large"}
+    assert (spare, small) == ("demo-large", "demo-small")
 
 
 @pytest.mark.envoy
