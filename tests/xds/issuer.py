@@ -59,16 +59,18 @@ class Authority:
     def pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, name: str) -> tuple[bytes, bytes]:
-        """Certificate and key, in PEM."""
+    def issue(self, name: str, *, ends: timedelta = timedelta(hours=1)) -> tuple[bytes, bytes]:
+        """Certificate and key, in PEM; the certificate holds from an hour ago until `ends` from now."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key, x509.SubjectAlternativeName([x509.DNSName(name)]))
+        certificate = self._sign(subject, key, x509.SubjectAlternativeName([x509.DNSName(name)]), ends)
         return certificate.public_bytes(serialization.Encoding.PEM), key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
-    def _sign(self, subject: x509.Name, key: Any, extension: Any) -> x509.Certificate:
+    def _sign(
+        self, subject: x509.Name, key: Any, extension: Any, ends: timedelta = timedelta(hours=1)
+    ) -> x509.Certificate:
         now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
@@ -77,7 +79,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
+            .not_valid_after(now + ends)
             .add_extension(extension, critical=False)
             .sign(self.key, hashes.SHA256())
         )
