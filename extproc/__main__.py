@@ -25,15 +25,17 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 from aiohttp import web
 
-from extproc.adapters import admin, custom, kv_metrics, logs, prefill, redis_limits, settings, telemetry
+from extproc.adapters import admin, custom, flow_metrics, kv_metrics, logs, prefill, redis_limits, settings, telemetry
 from extproc.adapters.decision_log import DecisionLog
 from extproc.adapters.desk import Desk
 from extproc.adapters.errands import Errands
 from extproc.adapters.kv_events import KvEvents
+from extproc.adapters.outward import Outward
 from extproc.adapters.scrape import Scraper
 from extproc.adapters.tokenizers import Tokenizers
 from extproc.adapters.transport import access_log, ext_proc, health, serving
 from extproc.adapters.transport.calls import Limits
+from extproc.adapters.turns import Turns
 from extproc.adapters.world import KINDS, WorldView
 from extproc.director import Director, World
 from extproc.errors import ConfigError
@@ -43,6 +45,7 @@ from extproc.scheduling.endpoints import EndpointTable
 from extproc.tokens.blocks import Counts
 from extproc.traffic.ledger import Ledger
 from extproc.traffic.pools import Pools
+from matrixinfer.api import dataplane
 from matrixinfer.cluster.feed import Feed
 from matrixinfer.cluster.store import Store
 
@@ -82,6 +85,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m extproc", description="MatrixInfer's endpoint picker.")
     add = parser.add_argument
     add("--socket", required=True, help="where Envoy finds us: a path, unix:/path or host:port")
+    add(
+        "--providers-socket",
+        default="",
+        help="where Envoy has answers of providers translated; default: beside --socket",
+    )
     add("--cluster-socket", type=Path, required=True, help="Unix socket of the cluster's feed")
     add("--config", type=Path, help="EndpointPickerConfig (YAML), followed when it changes; default: built in")
     add("--metrics-host", default="0.0.0.0")
@@ -161,7 +169,9 @@ class _Picker:
         self._counters = redis_limits.Stores(redis_limits.endpoints(args.redis), picker=process)
         self._director.limiter.tell = self._counters.tell
         self._counters.told = self._director.limiter.told
-        self._errands = Errands(counters=self._counters)
+        self._errands = Errands(counters=self._counters, turns=Turns(self._director.gate))
+        self._control_flow(self._settings.current)
+        self._scraper.heard = self._director.gate.pump
         self._desk = Desk(self._director, self._telemetry, self._errands, access_log=args.access_log)
         self._exchanges = ext_proc.ExtProcService(
             self._desk,
@@ -169,12 +179,14 @@ class _Picker:
             follower=self._desk if args.follow else None,
             tickets=tickets,
         )
+        self._outward = Outward()
         self._health = health.HealthService()
         self._telemetry.add_source(self._metrics)
         self._telemetry.add_source(self._watch.metrics)
         self._telemetry.add_source(lambda: self._tokenizers.metrics(self._token_counts))
         self._telemetry.add_source(lambda: kv_metrics.metrics(self._exact, self._kv_events))
         self._telemetry.add_source(lambda: self._counters.metrics(self._director.limiter.counts))
+        self._telemetry.add_source(lambda: flow_metrics.metrics(self._director.gate, time.monotonic()))
         self._telemetry.add_source(lambda: prefill.metrics(self._director.prefilling.counts, self._errands.calls))
 
     async def run(self) -> None:
@@ -229,6 +241,11 @@ class _Picker:
         }
         address = args.socket if ":" in args.socket else f"unix:{args.socket}"
         servers = [await serving.serve(address, services, transport=args.transport, limits=limits)]
+        outward = args.providers_socket or (dataplane.translator_socket(args.socket) if "unix:" in address else "")
+        if outward:
+            where = outward if ":" in outward else f"unix:{outward}"
+            also = {ext_proc.METHOD: self._outward}
+            servers.append(await serving.serve(where, also, transport=args.transport, limits=limits))
         if args.health_port is not None:
             servers.append(
                 await serving.serve(f"0.0.0.0:{args.health_port}", self._health.methods(), transport=args.transport)
@@ -289,11 +306,17 @@ class _Picker:
         self._scraper.watch(settings.metrics(current))
         if settings.follow_exact(self._exact, before=self._in_force, after=current, secret=secrets.randbits(64)):
             self._kv_events.use(settings.discovery(current))
+        self._control_flow(current)
         self._in_force = current
         self._director.use_scheduler(
             config.build(current, self._watch.guarded),
             settings.token_blocks(current, self._tokenizers, self._token_counts),
         )
+
+    def _control_flow(self, current: config.Config) -> None:
+        """Queue by a new configuration; what waits goes on waiting by its rules."""
+        if current.flow != self._director.gate.rules or current.plugins != self._in_force.plugins:
+            self._director.gate.use(current.flow, config.detector(current))
 
     def _metrics(self) -> Iterable[Metric]:
         """Yield what the parts count for themselves."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from extproc.prefilling.told import Told
     from extproc.scheduling.scheduler import Trace
+    from extproc.traffic.flow.gate import Passed
     from extproc.traffic.ledger import Sent, Settlement
     from extproc.types import Prefix
 
@@ -24,6 +25,7 @@ class Record:
     trace: Trace | None
     prefix: Prefix  # what the blocks are made of, without them
     prefill: Told | None = None  # None: every pod of the server does both
+    passed: Passed | None = None  # None: without flow control
     settlement: Settlement | None = None
 
 
@@ -49,11 +51,13 @@ def described(record: Record) -> dict[str, Any]:
         "rule": record.rule,
         "target": sent.target,
         "endpoints": sent.endpoints,
+        **({"further": dict(sent.further)} if sent.further else {}),
         "prompt_tokens": sent.prompt_tokens,
         "prefix": _made_of(record.prefix),
         "blocks": sent.blocks,
         "matched_blocks": sent.matched,
         "predicted_cached_tokens": sent.predicted_cached_tokens,
+        **({"queue": record.passed.document()} if record.passed is not None else {}),
         **({"prefill": record.prefill.document()} if record.prefill is not None else {}),
         **(record.trace.document() if record.trace is not None else {}),
     }

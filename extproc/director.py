@@ -7,6 +7,7 @@ chance and ticket numbers are arguments. Runs on the loop only.
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -19,13 +20,16 @@ from extproc.decisions import Record, explanation
 from extproc.kvcache.exact import homeless
 from extproc.prefilling.plan import Asked
 from extproc.prefilling.story import Prefilling
+from extproc.providers.outward import outward
 from extproc.requests import parse, paths, rewrite
 from extproc.scheduling.framework import Cycle
-from extproc.traffic import latency, listing
+from extproc.traffic import failover, latency, listing
+from extproc.traffic.failover import Shared
+from extproc.traffic.flow.gate import Gate
 from extproc.traffic.ledger import Sent
 from extproc.traffic.limits.limiter import Limiter
-from extproc.traffic.routes import RouteTable
-from extproc.types import Aside, Call, Decision, Reply, Unread
+from extproc.traffic.routes import RouteTable, to_spare
+from extproc.types import Aside, Call, Decision, Prefix, Reply, Unread
 from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
@@ -40,15 +44,18 @@ if TYPE_CHECKING:
     from extproc.scheduling.framework import Draw
     from extproc.scheduling.scheduler import Result, Scheduler
     from extproc.tokens.text import PrefixBlocks
+    from extproc.traffic.flow.gate import Passed
     from extproc.traffic.ledger import Ledger, Settlement
     from extproc.traffic.limits.limiter import Headers
-    from extproc.traffic.limits.rules import Limits
     from extproc.traffic.pools import Pools
     from extproc.traffic.routes import Placement
-    from extproc.types import Errand, HttpRequest, InferenceRequest, Outcome, Prefix, Story
+    from extproc.types import Errand, HttpRequest, InferenceRequest, Outcome, Story
 
 _JSON: Final = (("content-type", "application/json"),)
 _SATURATED_RETRY_S: Final = 1  # load changes within a second
+# Why a request goes to the provider that takes what overflows: all endpoints are busy.
+_OVERFLOWS: Final = (errors.Saturated, errors.Shed, errors.QueueFull, errors.Displaced, errors.WaitedTooLong)
+_FALLBACKS: Final = 4  # endpoints that a request may be tried at, as the built-in picker has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +114,13 @@ class Director:
             world.exact.on_emptied = world.index.forget  # what was learned of it is as old as what it told
         self.limiter = Limiter()
         self.prefilling = Prefilling(table=world.table, pools=world.pools, ledger=world.ledger)
+        self.gate = Gate(world.table, self._stages, clock)
 
     def use_routes(self, routes: RouteTable) -> None:
         """Serve by `routes` from now on."""
         self.routes = routes
         self._listing = listing.listing(routes.models())
+        self.gate.pump()
 
     def routes_know(self, model: str) -> bool:
         """Tell whether a route names `model`."""
@@ -129,6 +138,7 @@ class Director:
             return (yield from self._decided(http, ticket))
         except BaseException:  # refused, withdrawn, or a bug: it goes nowhere
             self.limiter.cancel(ticket, self._clock())
+            self.gate.leave(ticket)
             raise
 
     def _decided(self, http: HttpRequest, ticket: str) -> Story:
@@ -137,23 +147,67 @@ class Director:
         request = parse.parse(http)
         if http.headers.get(dataplane.MODEL, request.model) != request.model:
             raise errors.BadRequest("the body names its model in a way that the gateway reads otherwise", param="model")
-        placement = self._placement(request)
+        placement = self._placement(request, http)
+        if placement.provider is not None:
+            told = yield from self._reserve(placement.route, request, http, ticket)
+            return self._outside(request, placement, ticket=ticket, told=told)
         prefix = self._blocks.prefix(request, placement.model)
         if isinstance(prefix, Unread):
             prefix = yield from _read(prefix)
         if prefix.tokens is not None:
             request = request._replace(prompt_tokens=prefix.tokens)
-        body, usage = rewrite.rewritten(
-            request, model=placement.model if placement.model != request.model else None, usage=self._ask_usage
-        )
-        told: Headers = ()
-        limits = self.routes.limits.get(placement.route)
-        if limits is not None:
-            told = yield from self._reserve(limits, request, http, ticket)
+        told = yield from self._reserve(placement.route, request, http, ticket)
+        if placement.spare is not None:
+            return (yield from self._inside_or_out(request, http, placement, prefix, ticket=ticket, told=told))
+        return (yield from self._inside(request, http, placement, prefix, ticket=ticket, told=told))
+
+    def _inside_or_out(  # noqa: PLR0913 - all that is known of the request by now
+        self,
+        request: InferenceRequest,
+        http: HttpRequest,
+        placement: Placement,
+        prefix: Prefix,
+        *,
+        ticket: str,
+        told: Headers,
+    ) -> Story:
+        """Place a request, or send it to the provider that takes what overflows, if it can be said in its words."""
+        out = partial(self._outside, request, to_spare(placement), ticket=ticket, told=told)
+        if self.gate.full(placement.server):
+            with suppress(errors.BadRequest):
+                return out()
+        try:
+            return (yield from self._inside(request, http, placement, prefix, ticket=ticket, told=told))
+        except _OVERFLOWS as rejection:
+            self.gate.leave(ticket)
+            try:
+                return out()
+            except errors.BadRequest:
+                raise rejection from None
+
+    def _inside(  # noqa: PLR0913 - as above
+        self,
+        request: InferenceRequest,
+        http: HttpRequest,
+        placement: Placement,
+        prefix: Prefix,
+        *,
+        ticket: str,
+        told: Headers,
+    ) -> Story:
+        """Place a request at an endpoint of its ModelServer, when it is its turn."""
 
         def fresh() -> Cycle:
             rows = self._candidates(request, placement)
             return self._cycle(request, rows, prefix, now=self._clock(), engine_model=placement.model)
+
+        passed: Passed | None = None
+        if self.gate.rules is not None:
+            known = partial(_known, fresh, prefix)
+            passed = yield from self.gate.turn(ticket, placement.server, http=http, request=request, known=known)
+        body, usage = rewrite.rewritten(
+            request, model=placement.model if placement.model != request.model else None, usage=self._ask_usage
+        )
 
         server, how = self.routes.servers.get(placement.server), self._scheduler.disaggregation
         roles = self.prefilling.roles(placement.server, server, how)
@@ -161,6 +215,8 @@ class Director:
         if roles is None or server is None or how is None:
             cycle = fresh()
             result = self._schedule(cycle)
+            if passed is not None:
+                result = self._with_fallback(result, placement, request)
         else:
             asked = Asked(request, prefix, body or request.body, server, ticket, fresh, partial(self._expect, prefix))
             try:
@@ -168,16 +224,69 @@ class Director:
             except errors.Saturated as rejection:
                 raise _later(rejection) from None
             cycle, result, body = split.cycle, split.result, body if split.body is None else split.body
-        record = self._record(ticket, cycle, prefix, placement=placement, result=result, split=split)
+        shared = self._shared(request, placement, result, alone=split is not None)
+        record = self._record(
+            ticket, cycle, prefix, placement=placement, result=result, split=split, passed=passed, shared=shared
+        )
+        headers = split.headers if split is not None else ()
         return Decision(
             ticket=record.sent.ticket,
-            endpoints=result.addresses,
+            endpoints=shared.endpoints,
             target=placement.server,
             body=body,
             usage=usage,
             explanation=explanation(record) if request.explain else "",
-            headers=split.headers if split is not None else (),
+            headers=headers + shared.headers,
             told=told,
+            names=_named(shared, body or request.body),
+        )
+
+    def _shared(self, request: InferenceRequest, placement: Placement, result: Result, *, alone: bool) -> Shared:
+        """Say who else may get the request: further targets if its own fails it, and mirrors."""
+        if placement.handling is None:
+            return Shared(result.addresses)
+        world, servers, how = self._world, self.routes.servers, self._scheduler.disaggregation
+
+        def divided(server: str) -> bool:
+            return self.prefilling.roles(server, servers.get(server), how) is not None
+
+        others = failover.Others(servers, world.pools, world.table, divided, self._clock())
+        return failover.shared(placement, result.addresses, request, others, alone=alone)
+
+    def _outside(self, request: InferenceRequest, placement: Placement, *, ticket: str, told: Headers) -> Decision:
+        """Send a request to an external provider: nothing is known of its endpoints, and nothing is learned of them."""
+        assert placement.provider is not None  # noqa: S101 - for the types: callers ask before
+        made = outward(request, placement.provider, usage=self._ask_usage)
+        sent = Sent(
+            ticket=ticket,
+            request_id=request.id,
+            model=request.model,
+            engine_model=placement.provider.spec.model or request.model,
+            target=placement.server,
+            route=placement.route,
+            path=request.path,
+            stream=request.stream,
+            endpoints=(made.address,),
+            prompt_tokens=request.prompt_tokens,
+            blocks=0,
+            matched=0,
+            at=self._clock(),
+            outside=True,
+        )
+        self._world.ledger.open(sent)
+        record = Record(sent, placement.rule, None, Prefix((), 0))
+        self.recent[ticket] = record
+        if len(self.recent) > self._remembered:
+            self.recent.popitem(last=False)
+        return Decision(
+            ticket=ticket,
+            endpoints=sent.endpoints,
+            target=placement.server,
+            body=made.body,
+            usage=made.usage,
+            explanation=explanation(record) if request.explain else "",
+            told=told,
+            provider=made.note,
         )
 
     def settle(self, outcome: Outcome) -> Settlement | None:
@@ -188,6 +297,7 @@ class Director:
             self.limiter.settle(settlement, now)
             self._learn(settlement)
             latency.learn(self._world.table, settlement, now)
+            self.gate.settle(settlement)
             self._remember_end(settlement)
         return settlement
 
@@ -201,8 +311,10 @@ class Director:
         lost = self._world.ledger.expire(now)
         for settlement in lost:
             self.limiter.settle(settlement, now)
+            self.gate.settle(settlement)
             self._remember_end(settlement)
         self.limiter.prune(now)
+        self.gate.forget()
         return lost
 
     def endpoint_left(self, row: int) -> None:
@@ -237,7 +349,7 @@ class Director:
             f"the model {parse.shown(name)} does not exist; GET /v1/models lists what is served", param="model"
         )
 
-    def _placement(self, request: InferenceRequest) -> Placement:
+    def _placement(self, request: InferenceRequest, http: HttpRequest) -> Placement:
         pools = self._world.pools
         if request.subset is None:
             has_endpoints = self._serves
@@ -247,7 +359,21 @@ class Director:
             def has_endpoints(server: str) -> bool:
                 return len(self._within(pools.ready(server), allowed)) > 0
 
-        return self.routes.resolve(request, draw=self._draw.random(), has_endpoints=has_endpoints)
+        resolve = partial(self.routes.resolve, request, draw=self._draw.random(), tenant=http.tenant, key=http.key)
+        try:
+            return resolve(has_endpoints=has_endpoints)
+        except errors.NoEndpoints:
+            rules = self.gate.rules
+            if rules is None or not rules.no_endpoint_ttl_s or request.subset is not None:
+                raise
+            return resolve(has_endpoints=lambda _server: True)  # it waits for one
+
+    def _stages(self, server: str) -> tuple[NDArray[np.intp], ...]:
+        """Return the endpoints that a request needs a place at: one of each."""
+        roles = self.prefilling.roles(server, self.routes.servers.get(server), self._scheduler.disaggregation)
+        if roles is None:
+            return (self._world.pools.ready(server),)
+        return (roles.prefill, roles.decode) if len(roles.prefill) else (roles.decode,)
 
     def _serves(self, server: str) -> bool:
         """Tell whether the ModelServer has an endpoint that may answer."""
@@ -257,9 +383,12 @@ class Director:
         return roles is None or len(roles.decode) > 0
 
     def _reserve(
-        self, limits: Limits, request: InferenceRequest, http: HttpRequest, ticket: str
+        self, route: str, request: InferenceRequest, http: HttpRequest, ticket: str
     ) -> Generator[Errand, Any, Headers]:
         """Charge what the request may take; returns what its answer tells of it."""
+        limits = self.routes.limits.get(route)
+        if limits is None:
+            return ()
         limiter, choices = self.limiter, request.choices
         charges = limiter.charges(limits, request, tenant=http.tenant, key=http.key)
         if not charges:
@@ -274,6 +403,15 @@ class Director:
 
     def _candidates(self, request: InferenceRequest, placement: Placement) -> NDArray[np.intp]:
         """Rows of the target's endpoints that are ready, in the gateway's subset, and have the adapter if some do."""
+        rows = self._able(request, placement)
+        if self.gate.rules is None:
+            return rows
+        roles = self.prefilling.roles(
+            placement.server, self.routes.servers.get(placement.server), self._scheduler.disaggregation
+        )
+        return rows if roles is not None else self.gate.narrowed(rows, self._clock())
+
+    def _able(self, request: InferenceRequest, placement: Placement) -> NDArray[np.intp]:
         rows = self._world.pools.ready(placement.server)
         if request.subset is not None:
             rows = self._within(rows, frozenset(request.subset))
@@ -283,6 +421,17 @@ class Director:
             if loaded:
                 return np.array(loaded, dtype=np.intp)
         return rows
+
+    def _with_fallback(self, result: Result, placement: Placement, request: InferenceRequest) -> Result:
+        """Add endpoints without a place behind the others, for a request whose first ones fail it."""
+        missing = _FALLBACKS - len(result.addresses)
+        if missing <= 0:
+            return result
+        table = self._world.table
+        left = [row for row in self._able(request, placement).tolist() if row not in result.rows]
+        left.sort(key=lambda row: (table.avoid_until[row], table.inflight[row]))
+        more = tuple(table.address(row) for row in left[:missing])
+        return result._replace(addresses=result.addresses + more) if more else result
 
     def _within(self, rows: NDArray[np.intp], allowed: frozenset[str]) -> NDArray[np.intp]:
         address = self._world.table.address
@@ -331,6 +480,8 @@ class Director:
         placement: Placement,
         result: Result,
         split: Split | None,
+        passed: Passed | None,
+        shared: Shared,
     ) -> Record:
         """Note the request as sent, and what its endpoint will hold."""
         request, chain = cycle.request, prefix.hashes
@@ -346,20 +497,23 @@ class Director:
             route=placement.route,
             path=request.path,
             stream=request.stream,
-            endpoints=result.addresses,
+            endpoints=shared.endpoints,
             prompt_tokens=request.prompt_tokens,
             blocks=cycle.blocks,
             matched=matched,
             at=cycle.now,
             predicted_cached_tokens=_predicted(cycle, at, split),
             prefill_s=sum(one.seconds for one in split.told.tries) if split is not None else 0.0,
+            further=shared.further,
         )
         if self._witness is not None:
             self._witness.decided(sent, cycle, prefix, result)
         self._world.ledger.open(sent, chain[: prefix.lasting], split.loan if split is not None else None)
         self._expect(prefix, cycle, chosen)
+        if passed is not None:
+            self.gate.sent(ticket, matched * prefix.block_tokens)
         told = split.told if split is not None else None
-        record = Record(sent, placement.rule, result.trace, prefix._replace(hashes=()), told)
+        record = Record(sent, placement.rule, result.trace, prefix._replace(hashes=()), told, passed)
         self.recent[sent.ticket] = record
         if len(self.recent) > self._remembered:
             self.recent.popitem(last=False)
@@ -376,7 +530,7 @@ class Director:
     def _learn(self, settlement: Settlement) -> None:
         """After a failover the prefix is where the request was served, not where it was sent."""
         served = settlement.served
-        if served and served != settlement.sent.endpoints[0]:
+        if served and served != settlement.sent.endpoints[0] and served not in settlement.sent.further:
             row = self._world.table.row(served)
             if row is not None:
                 self._world.index.learn(settlement.chain, row)
@@ -389,6 +543,14 @@ class Director:
             record.settlement = settlement._replace(chain=())  # long prompts have thousands of blocks
 
 
+def _named(shared: Shared, body: bytes) -> tuple[tuple[str, str], ...]:
+    """Tell who knows the model by another name than the body has, and where it has it."""
+    if not shared.names:
+        return ()
+    start, length = rewrite.model_span(body)
+    return ((dataplane.SPAN, f"{start}:{length}"), *shared.names)
+
+
 def _read(unread: Unread) -> Generator[Errand, Any, Prefix]:
     """Have the prefix's text tokenized beside the loop; text blocks where there is no time for it."""
     try:
@@ -399,6 +561,12 @@ def _read(unread: Unread) -> Generator[Errand, Any, Prefix]:
         unread.otherwise()
         raise
     return unread.read(made)
+
+
+def _known(fresh: Callable[[], Cycle], prefix: Prefix) -> int:
+    """Return how many tokens of a prompt the endpoint has that knows it best, of those with a place."""
+    matched = fresh().matched
+    return int(matched.max()) * prefix.block_tokens if len(matched) else 0
 
 
 def _later(rejection: errors.Saturated) -> errors.Saturated:

@@ -94,6 +94,42 @@ class Saturated(Rejection):
     code = "saturated"
 
 
+class Shed(Rejection):
+    """All is busy, and requests of this priority do not wait."""
+
+    status = 429
+    reason = "shed"
+    type = "rate_limit_exceeded"
+    code = "saturated"
+
+
+class QueueFull(Rejection):
+    """As many wait as may."""
+
+    status = 429
+    reason = "queue-full"
+    type = "rate_limit_exceeded"
+    code = "saturated"
+
+
+class Displaced(Rejection):
+    """Others took the place in the queue."""
+
+    status = 429
+    reason = "displaced"
+    type = "rate_limit_exceeded"
+    code = "saturated"
+
+
+class WaitedTooLong(Rejection):
+    """No place came free in time."""
+
+    status = 429
+    reason = "waited-too-long"
+    type = "rate_limit_exceeded"
+    code = "saturated"
+
+
 class LimitReached(Rejection):
     """A limit of the route or of the caller leaves no room."""
 

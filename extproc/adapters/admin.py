@@ -13,6 +13,7 @@ import orjson
 import prometheus_client
 from aiohttp import web
 
+from extproc.adapters import flow_metrics
 from extproc.decisions import described
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _PAGES: Final = {
     "/routes": "models, routes and ModelServers, and what is wrong with any of them",
     "/decisions": "recent decisions and refusals, newest first; ?limit=N, ?model=NAME",
     "/decisions/{id}": "one of them, by ticket or x-request-id: candidates, scores, why the winner won, how it ended",
+    "/queues": "what waits for its turn, by ModelServer, priority and tenant, with the tenants' counters",
     "/config": "the scheduler's configuration in force",
     "/healthz": "200 once the world is known",
     "/metrics": "Prometheus metrics",
@@ -64,6 +66,7 @@ def application(shown: Shown, *, pages: bool = True) -> web.Application:
         app.router.add_get("/routes", handlers.routes)
         app.router.add_get("/decisions", handlers.decisions)
         app.router.add_get("/decisions/{id:.+}", handlers.decision)
+        app.router.add_get("/queues", handlers.queues)
         app.router.add_get("/config", handlers.config)
     return app
 
@@ -174,6 +177,9 @@ class _Pages:
             )
         return _json(self._document(record))
 
+    async def queues(self, _request: web.Request) -> web.Response:
+        return _json(flow_metrics.shown(self._shown.director.gate, self._shown.clock()))
+
     async def config(self, _request: web.Request) -> web.Response:
         return _json(self._shown.config())
 
@@ -209,6 +215,7 @@ def _end(settlement: Settlement | None) -> dict[str, Any]:
     return {
         "end": settlement.end.value,
         "served": settlement.served,
+        "target": settlement.target,
         "failed": settlement.failed,
         "outcome": settlement.outcome._asdict() if settlement.outcome is not None else None,
     }

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from extproc.adapters.calls import Calls
 from extproc.errors import Busy, Rejection
-from extproc.types import Call, Take
+from extproc.types import Call, Take, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from extproc.adapters.transport.ext_proc import Answer
+    from extproc.adapters.turns import Turns
     from extproc.types import Errand, Story, Taken
 
 _LOG = logging.getLogger(__name__)
-_MAX_WAIT_S: Final = 60.0  # a story's errands end by themselves, long before
+_MAX_WAIT_S: Final = 60.0  # a story's errands but for its turn end by themselves, long before
 
 
 class Counters(Protocol):
@@ -36,17 +37,34 @@ class Counters(Protocol):
 class Errands:
     """Runs errands. `waiting` counts those that are under way."""
 
-    def __init__(self, *, threads: int = 1, most_waiting: int = 64, counters: Counters | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        most_waiting: int = 64,
+        counters: Counters | None = None,
+        turns: Turns | None = None,
+    ) -> None:
         """`threads`: one keeps the second core of a small machine for Envoy. `most_waiting`: further ones are refused."""
         self.waiting = 0
         self._counters = counters
+        self._turns = turns
         self.refused = 0
         self.calls = Calls()
         self._most = most_waiting
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="errand")
 
+    @property
+    def longest_s(self) -> float:
+        """The longest that a story waits."""
+        return _MAX_WAIT_S + (self._turns.longest_s if self._turns is not None else 0.0)
+
     async def run(self, errand: Errand) -> Any:
         """Return what came of it. Raises Busy where it cannot be run now, and what the errand raises."""
+        if isinstance(errand, Turn):
+            if self._turns is None:
+                raise Busy
+            return await self._turns.run(errand)
         if isinstance(errand, Call):
             return await self.calls.run(errand)
         if isinstance(errand, Take):
@@ -70,8 +88,6 @@ class Errands:
 class Telling:
     """A story that waits for an errand; a `Parked` of the transport."""
 
-    max_wait_s = _MAX_WAIT_S
-
     def __init__(self, story: Story, errand: Errand, errands: Errands, told: Callable[[Answer], None]) -> None:
         """`told` hears the answer before the transport does."""
         self._story = story
@@ -81,11 +97,17 @@ class Telling:
         self._task: asyncio.Task[None] | None = None
         self._withdrawn = False
 
+    @property
+    def max_wait_s(self) -> float:
+        """The answer comes within this time."""
+        return self._errands.longest_s
+
     def then(self, answered: Callable[[Answer], None]) -> None:
         """Tell the story to its end, then call `answered`."""
         if self._withdrawn:
             return
         self._task = asyncio.get_running_loop().create_task(self._tell(answered))
+        self._task.add_done_callback(lambda _task: self._story.close())  # withdrawn before it began
 
     def withdraw(self) -> None:
         """Stop here: the client is gone. A task may outlive that: `wait_for` of some Pythons loses what cancels it."""

@@ -84,6 +84,7 @@ class Scraper:
         pace: Pace | None = None,
     ) -> None:
         self.counts = Counts()
+        self.heard: Callable[[], None] = lambda: None  # called when an engine has told its load
         self._table = table
         self._schemes = schemes
         self._clock = clock
@@ -193,6 +194,7 @@ class Scraper:
         for name, wanted in self._watched.get(endpoint.engine, {}).items():
             table.attributes[name][row] = pages.attribute(page, wanted)
         table.scraped_at[row] = self._clock()
+        self.heard()
         return bool(found.waiting or found.running)
 
     async def _ask_models(self, session: aiohttp.ClientSession, address: str) -> None:

@@ -11,6 +11,7 @@ from extproc.plugins.approx_prefix_cache_producer import ApproxPrefixCacheProduc
 from extproc.plugins.bounded_load_filter import BoundedLoadFilter
 from extproc.plugins.by_label import ByLabel
 from extproc.plugins.by_label_selector import ByLabelSelector
+from extproc.plugins.concurrency_detector import ConcurrencyDetector
 from extproc.plugins.context_length_aware import ContextLengthAware
 from extproc.plugins.core_metrics_extractor import CoreMetricsExtractor
 from extproc.plugins.decode_filter import DecodeFilter
@@ -21,6 +22,8 @@ from extproc.plugins.encode_filter import EncodeFilter
 from extproc.plugins.endpoint_attribute_filter import EndpointAttributeFilter
 from extproc.plugins.endpoint_attribute_scorer import EndpointAttributeScorer
 from extproc.plugins.endpoint_notification_source import EndpointNotificationSource
+from extproc.plugins.fcfs_ordering_policy import FcfsOrderingPolicy
+from extproc.plugins.global_strict_fairness_policy import GlobalStrictFairnessPolicy
 from extproc.plugins.header_label_affinity_scorer import HeaderLabelAffinityScorer
 from extproc.plugins.inflight_load_producer import InflightLoadProducer
 from extproc.plugins.kv_cache_utilization_scorer import KvCacheUtilizationScorer
@@ -55,6 +58,7 @@ from extproc.plugins.prompt_length_pd_decider import PromptLengthPdDecider
 from extproc.plugins.queue_scorer import QueueScorer
 from extproc.plugins.random_picker import RandomPicker
 from extproc.plugins.recent_failure_filter import RecentFailureFilter
+from extproc.plugins.round_robin_fairness_policy import RoundRobinFairnessPolicy
 from extproc.plugins.round_robin_picker import RoundRobinPicker
 from extproc.plugins.running_requests_size_scorer import RunningRequestsSizeScorer
 from extproc.plugins.session_affinity_filter import SessionAffinityFilter
@@ -67,7 +71,9 @@ from extproc.plugins.token_producer import TokenProducer
 from extproc.plugins.topology_affinity_filter import TopologyAffinityFilter
 from extproc.plugins.topology_affinity_scorer import TopologyAffinityScorer
 from extproc.plugins.topology_extractor import TopologyExtractor
+from extproc.plugins.utilization_detector import UtilizationDetector
 from extproc.plugins.utilization_filter import UtilizationFilter
+from extproc.plugins.virtual_token_counter_fairness_policy import VirtualTokenCounterFairnessPolicy
 from extproc.plugins.vllmhttp_parser import VllmhttpParser
 from extproc.plugins.weighted_random_picker import WeightedRandomPicker
 from extproc.scheduling.config import Catalogue
@@ -161,6 +167,12 @@ BUILTIN: Final = Catalogue(
         PromptLengthPdDecider,
         DisaggHeadersHandler,
         PrefillHeaderHandler,
+        UtilizationDetector,
+        ConcurrencyDetector,
+        VirtualTokenCounterFairnessPolicy,
+        RoundRobinFairnessPolicy,
+        GlobalStrictFairnessPolicy,
+        FcfsOrderingPolicy,
         ApproxPrefixCacheProducer,
         InflightLoadProducer,
         TokenProducer,

@@ -5,15 +5,15 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-_QUEUE: Final = "requests are not queued here"
+_FAIR: Final = "tenants share by tokens: use virtual-token-counter-fairness-policy"
+_FCFS: Final = "requests of one tenant go in the order of their arrival: use fcfs-ordering-policy"
+_CEILING: Final = "a band may use whatever the pool has left; the highest priority that waits is next"
 _GRPC: Final = "requests come as HTTP with JSON bodies, not as gRPC"
 _MODEL: Final = "every body here must name its model, as the route and the prefix depend on it"
 _DCGM: Final = "GPUs are not asked for themselves; kv-cache-utilization-scorer and running-requests-size-scorer tell how full an engine is"
 _IMAGES: Final = "caches of encoded images are not followed; parts with images count for the prefix by their content"
 _MULTICLUSTER: Final = "there is one cluster for each picker"
-_SHEDDING: Final = (
-    "requests have no priorities here, so that none is less worth than another; use utilization-filter to refuse"
-)
+_SHEDDING: Final = "with flowControl, requests of negative priority are refused while the pool is saturated"
 
 LACKING: Final = MappingProxyType(
     {
@@ -39,19 +39,14 @@ LACKING: Final = MappingProxyType(
         "disaggregatedset-rollout-screener": "pods of a rollout are told apart by labels: use label-selector-filter",
         "destination-endpoint-served-verifier": "the endpoint that served is in Envoy's access log as metadata `matrixinfer.served`",
         "models-responder": "/v1/models is always answered, from the routes",
-        "thunder-agent": _QUEUE,
+        "thunder-agent": _FAIR,
         # llm-d: flow control
-        "utilization-detector": "use utilization-filter in a scheduling profile",
-        "concurrency-detector": "use utilization-filter with the metric active-requests, or bounded-load-filter, in a profile",
-        "round-robin-fairness-policy": _QUEUE,
-        "global-strict-fairness-policy": _QUEUE,
-        "program-aware-fairness": _QUEUE,
-        "fcfs-ordering-policy": _QUEUE,
-        "edf-ordering-policy": _QUEUE,
-        "slo-deadline-ordering-policy": _QUEUE,
-        "static-usage-limit-policy": _QUEUE,
-        "priority-holdback-policy": _QUEUE,
-        "soft-reflective-ceiling-policy": _QUEUE,
+        "program-aware-fairness": _FAIR,
+        "edf-ordering-policy": _FCFS,
+        "slo-deadline-ordering-policy": _FCFS,
+        "static-usage-limit-policy": _CEILING,
+        "priority-holdback-policy": _CEILING,
+        "soft-reflective-ceiling-policy": _CEILING,
         # llm-d: parsers and data layer
         "passthrough-parser": _MODEL,
         "vllmgrpc-parser": _GRPC,

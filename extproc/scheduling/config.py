@@ -17,7 +17,7 @@ from typing import Any, Final
 import yaml
 
 from extproc import errors
-from extproc.scheduling import parameters, sections
+from extproc.scheduling import flow, parameters, sections
 from extproc.scheduling.disaggregation import Disaggregation, Settings
 from extproc.scheduling.parameters import fault, named, near
 from extproc.scheduling.scheduler import Profile, Scheduler
@@ -25,7 +25,7 @@ from extproc.scheduling.scheduler import Profile, Scheduler
 API_VERSIONS: Final = ("llm-d.ai/v1alpha1", "llm-d.ai/v1", "inference.networking.x-k8s.io/v1alpha1")
 KIND: Final = "EndpointPickerConfig"
 
-_DOCUMENT: Final = ("apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles")
+_DOCUMENT: Final = ("apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles", "flowControl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ class Config:
     prefill: ProfileSpec | None  # the other one; None: where a ModelServer has a pdGroup, `profile` serves for both
     disaggregation: Disaggregated
     prefix: Any  # Params of the catalogue's producer: how prefixes are cut and how many blocks are remembered
+    flow: flow.FlowControl | None = None  # None: no request waits for its turn
 
 
 def parse(text: str) -> object:
@@ -125,6 +126,14 @@ def build(config: Config, guarded: Callable[[str, Any], Any] = lambda _name, plu
     return scheduler
 
 
+def detector(config: Config) -> Any:
+    """Make the saturation detector that `config` describes; None where no request waits for its turn."""
+    if config.flow is None:
+        return None
+    spec = next(one for one in config.plugins if one.name == config.flow.detector)
+    return spec.type(spec.params)
+
+
 def _profile(spec: ProfileSpec, plugins: Mapping[str, Any]) -> Profile:
     members = [(name, weight, plugins[name]) for name, weight in spec.plugins]
     return Profile(
@@ -157,10 +166,11 @@ class _Reader:
         chosen, prefill, disaggregated = self._chosen(profiles)
         prefix = self._prefix()
         self._attributes()
+        controlled = self._flow(given)
         if self.problems or chosen is None:
             (path, message), *rest = self.problems
             raise errors.ConfigError(path, "\n".join([message, *(f"{where}: {what}" for where, what in rest)]))
-        return Config(tuple(self._specs.values()), chosen, prefill, disaggregated, prefix)
+        return Config(tuple(self._specs.values()), chosen, prefill, disaggregated, prefix, controlled)
 
     def _head(self, document: Mapping[str, object]) -> None:
         for key, known in (("apiVersion", API_VERSIONS), ("kind", (KIND,))):
@@ -354,6 +364,29 @@ class _Reader:
             if wanted and wanted not in offered:
                 what = f"no metric is called {named(wanted)}{near(wanted, offered)}; customMetrics of core-metrics-extractor"
                 self._problem(f"plugins.{name}.parameters", f"{what} names them")
+
+    def _flow(self, document: Mapping[str, object]) -> flow.FlowControl | None:
+        """Read `flowControl`: in force where it is given, or its gate is named without it; not if the gate says so."""
+        gates = [gate for gate in self._list("featureGates", document.get("featureGates")) if isinstance(gate, str)]
+        section = document.get("flowControl")
+        controlled = None
+        if section is not None or "flowControl" in gates or "flowControl=true" in gates:
+            controlled = flow.read(section or {}, self, self._problem)
+        return None if "flowControl=false" in gates else controlled
+
+    def serving(self, path: str, name: str, role: str, default: str) -> tuple[str, Any]:
+        """Return name and plugin called `name` ("": of type `default`), which has to serve as `role`; None if it does not."""
+        if not name:
+            name = self._injected(default)
+        spec = self._specs.get(name)
+        if spec is None:
+            if name not in self._refused:
+                self._problem(path, f"no plugin is called {named(name)}{near(name, self._specs)}; add it to `plugins`")
+            return "", None
+        if getattr(spec.type, "SERVES", "") != role:
+            self._problem(path, f"{name} is no {role}")
+            return name, None
+        return name, None if spec.params is None else spec.type(spec.params)
 
     def _mapping(self, path: str, value: object, known: tuple[str, ...] | None = None) -> Mapping[str, object]:
         """Return `value` if it is a mapping whose keys are all `known` (None: any strings), else what is good of it."""

@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 SOURCE: Final = "data source"
 EXTRACTOR: Final = "extractor"
 PARSER: Final = "parser"
+DETECTOR: Final = "saturation detector"
+FAIRNESS: Final = "fairness policy"
+ORDERING: Final = "ordering policy"
 
 # Upstream's feature gates: the value that describes this picker.
-_GATES: Final = MappingProxyType(
-    {"flowControl": False, "haPopulateNonLeaderDatastore": True, "prepareDataPlugins": True}
+_GATES: Final[Mapping[str, bool | None]] = MappingProxyType(
+    {"flowControl": None, "haPopulateNonLeaderDatastore": True, "prepareDataPlugins": True}  # None: either
 )
 _ENDPOINTS: Final = "endpoints come from ModelServers and their pods"
 _ALONE: Final = "pickers do not share what they know this way"
 _LACKING: Final = MappingProxyType(
     {
-        "flowControl": "requests are not queued here",
-        "saturationDetector": "use a filter such as least-request-filter or utilization-filter in a scheduling profile",
+        "saturationDetector": "its place is flowControl.saturationDetector",
     }
 )
 _LACKING_DATA: Final = MappingProxyType(
@@ -71,7 +73,7 @@ def check_gate(path: str, gate: object, report: Report) -> None:
         report(path, f"must be a name, name=true or name=false, not {named(gate)}")
     elif name not in _GATES:
         report(path, f"unknown feature gate {named(gate)}{near(name, _GATES)}")
-    elif (value != "false") != _GATES[name]:
+    elif _GATES[name] not in (None, value != "false"):
         report(path, f"{name} cannot be {value or 'true'} in this picker")
 
 

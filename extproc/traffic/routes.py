@@ -247,6 +247,12 @@ def outside(placement: Placement, provider: networking.ExternalModelProvider) ->
     return placement._replace(server=target, provider=provider, spare=None)
 
 
+def to_spare(placement: Placement) -> Placement:
+    """Return the placement at the provider that takes what overflows."""
+    assert placement.spare is not None  # noqa: S101 - for the types: callers ask before
+    return outside(placement, placement.spare)
+
+
 def _handlings(namespace: str, spec: networking.ModelRouteSpec) -> dict[int, networking.Handling]:
     return {
         id(rule): handling

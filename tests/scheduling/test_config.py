@@ -229,9 +229,15 @@ def test_a_whole_number_will_do_where_a_number_is_wanted():
             "plugins[0].type: gpu-usage is not supported: it is Kthena's name of kv-cache",
         ),
         ({"plugins": [{"type": "metrics-data-source", "parameters": {"insecureSkipVerify": False}}]}, "must be true"),
-        ({"flowControl": {"maxBytes": 1}}, "flowControl: is not supported"),
+        (
+            {"flowControl": {"maxBytes": "much"}},
+            "flowControl: maxBytes must be a number such as 5000 or 1Gi, not 'much'",
+        ),
         ({"saturationDetector": {"queueDepthThreshold": 5}}, "saturationDetector: is not supported"),
-        ({"featureGates": ["flowControl"]}, "featureGates[0]: flowControl cannot be true in this picker"),
+        (
+            {"featureGates": ["prepareDataPlugins=false"]},
+            "featureGates[0]: prepareDataPlugins cannot be false in this picker",
+        ),
         (
             {"featureGates": ["flowControll"]},
             "featureGates[0]: unknown feature gate 'flowControll'; did you mean flowControl",

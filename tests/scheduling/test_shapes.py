@@ -67,6 +67,18 @@ OWN = (
 METRICS = "{pluginRef: metrics-data-source, extractors: [{pluginRef: core-metrics-extractor}]}"
 
 LOAD = {
+    "flow-control": shape(
+        [
+            "queue-scorer",
+            "round-robin-fairness-policy",
+            "fcfs-ordering-policy",
+            "{type: concurrency-detector, parameters: {maxConcurrency: 132, concurrencyMode: requests, headroom: 0.0}}",
+        ],
+        profile("default", "queue-scorer 2"),
+        more="featureGates: [flowControl]\nflowControl: {saturationDetector: {pluginRef: concurrency-detector}, maxBytes: 10Gi, "
+        "defaultRequestTTL: 1m, defaultPriorityBand: {fairnessPolicyRef: round-robin-fairness-policy}, "
+        "priorityBands: [{priority: 100, maxRequests: 1k, orderingPolicyRef: fcfs-ordering-policy}]}\n",
+    ),
     "chart default": shape(
         ["queue-scorer", "kv-cache-utilization-scorer", "prefix-cache-scorer"],
         profile("default", "queue-scorer 2", "kv-cache-utilization-scorer 2", "prefix-cache-scorer 3"),
@@ -295,31 +307,12 @@ REFUSED = {
         ),
         ["there is one prefix index"],
     ),
-    "flow-control": (
-        shape(
-            [
-                "queue-scorer",
-                "round-robin-fairness-policy",
-                "fcfs-ordering-policy",
-                "{type: concurrency-detector, parameters: {maxConcurrency: 132, concurrencyMode: requests, headroom: 0.0}}",
-            ],
-            profile("default", "queue-scorer 2"),
-            more="featureGates: [flowControl]\nflowControl: {saturationDetector: {pluginRef: concurrency-detector}, maxBytes: 10Gi}\n",
-        ),
-        [
-            "featureGates[0]: flowControl cannot be true in this picker",
-            "plugins[1].type: round-robin-fairness-policy is not supported: requests are not queued here",
-            "plugins[2].type: fcfs-ordering-policy is not supported",
-            "plugins[3].type: concurrency-detector is not supported: use utilization-filter with the metric active-requests",
-            "flowControl: is not supported: requests are not queued here; remove this section",
-        ],
-    ),
     "predicted-latency-slo": (
         shape(
             ["predicted-latency-producer", "latency-scorer", "latency-slo-admitter"],
             profile("default", "predicted-latency-producer", "latency-scorer"),
         ),
-        ["plugins[2].type: latency-slo-admitter is not supported: requests have no priorities here"],
+        ["plugins[2].type: latency-slo-admitter is not supported: with flowControl, requests of negative priority"],
     ),
     "payload-agnostic": (
         shape(
@@ -423,11 +416,8 @@ REFUSED = {
             head="apiVersion: llm-d.ai/v1\nkind: EndpointPickerConfig\n",
         ),
         [
-            "featureGates[0]: flowControl cannot be true",
-            "plugins[0].type: utilization-detector is not supported: use utilization-filter in a scheduling profile",
             "plugins[1].type: agent-identity is not supported: session-affinity-scorer and -filter read header or cookie",
-            "plugins[2].type: thunder-agent is not supported",
-            "flowControl: is not supported",
+            "plugins[2].type: thunder-agent is not supported: tenants share by tokens",
         ],
     ),
     "probabilistic admitter": (
@@ -441,9 +431,8 @@ REFUSED = {
             more="saturationDetector: {pluginRef: utilization-detector}\n",
         ),
         [
-            "plugins[0].type: probabilistic-admitter is not supported: requests have no priorities here",
-            "plugins[2].type: utilization-detector is not supported",
-            "saturationDetector: is not supported: use a filter such as least-request-filter or utilization-filter",
+            "plugins[0].type: probabilistic-admitter is not supported: with flowControl, requests of negative priority",
+            "saturationDetector: is not supported: its place is flowControl.saturationDetector",
         ],
     ),
     "soft-reflective-ceiling": (
@@ -452,8 +441,8 @@ REFUSED = {
             more="flowControl: {usageLimitPolicyPluginRef: soft-reflective-ceiling-policy}\n",
         ),
         [
-            "plugins[0].type: soft-reflective-ceiling-policy is not supported: requests are not queued",
-            "flowControl: is not supported",
+            "plugins[0].type: soft-reflective-ceiling-policy is not supported: a band may use whatever",
+            "flowControl.usageLimitPolicyPluginRef: is not supported: a band may use whatever",
         ],
     ),
     "utilisation of GPUs": (
