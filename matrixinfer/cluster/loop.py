@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from matrixinfer.api import kinds
+from matrixinfer.cluster.contests import Contests
 from matrixinfer.cluster.events import Recorder
 from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus, Together
 from matrixinfer.cluster.protocol import (
@@ -148,6 +149,7 @@ class Loop:
         self.world = World(self._stores)
         self._wake = asyncio.Event()
         self._sightings = Sightings(self._stores)
+        self._contests = Contests()
         self._held_since: dict[Key, float] = {}  # keys with a status that waits, or from when on the next one does
         self._stopping = False
 
@@ -284,7 +286,11 @@ class Loop:
             self._held_since.pop(key, None)
         written: list[Written] = []
         try:
-            for action in plan.actions:
+            for planned in plan.actions:
+                action, due = self._contests.left_of(planned, loop.time())
+                if due is not None:
+                    log.warning("%s: %s: others change back what is put right", self._controller.name, key)
+                    self._queue.add_at(key, due)
                 if isinstance(action, Publish) or (self._may_write() and not self._waits(key, action, loop.time())):
                     await self._perform(action, written)
         except ClusterError:
@@ -320,8 +326,11 @@ class Loop:
         written = [] if written is None else written
         match action:
             case Apply(kind, manifest, force, manager):
+                changes = kind in self._stores and self._stores[kind].holds(manifest)
                 stands = await self._cluster.apply(kind, manifest, manager=manager or name, force=force)
                 written.append(Written(kind, stands["metadata"]))
+                if changes:
+                    self._contests.applied(action, asyncio.get_running_loop().time())
             case ApplyStatus(kind, manifest, force=force):
                 with contextlib.suppress(NotFound):  # deleted meanwhile: there is no status to write
                     stands = await self._cluster.apply_status(kind, manifest, manager=name, force=force)

@@ -76,6 +76,11 @@ class Store:
         """Return the object if it stands."""
         return self._objects.get((namespace, name))
 
+    def holds(self, manifest: Manifest) -> bool:
+        """Tell whether an object of this name stands."""
+        meta = manifest["metadata"]
+        return (meta.get("namespace", ""), meta["name"]) in self._objects
+
     def all(self, namespace: str | None = None) -> list[Manifest]:
         """Return all objects, or those of one namespace, by namespace and name."""
         places: Iterable[Place] = self._objects if namespace is None else self._by_namespace.get(namespace, ())
