@@ -201,6 +201,8 @@ class ModelTokenizer:
             return Prompt("", _ids(given), special=False, exact=exact)
         rest = len(given) - 1
         if isinstance(given[0], list):
+            if not all(isinstance(one, list) for one in given):
+                raise Fault("body", "expected lists of token ids")
             return Prompt("", _ids(given[0]), False, exact and not rest, sum(map(len, given[1:])))
         if not all(isinstance(one, str) for one in given):
             raise Fault("body", "expected strings or token ids")

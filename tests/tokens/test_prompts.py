@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from extproc.tokens import conversation
@@ -282,6 +282,7 @@ JSON = st.recursive(
         JSON,
     ),
 )
+@example(Api.COMPLETIONS, {"prompt": [[], None]})
 def test_any_body_gives_a_prompt_or_a_fault(api, body):
     try:
         prompt = MODEL.prompt(a_request(body, api, "/generate"))
