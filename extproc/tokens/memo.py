@@ -3,7 +3,8 @@
 A prompt is cut where the tokenizer cuts, too, whatever surrounds the place: before a special token, and, for byte-level
 BPE, between a letter and a following " letter" or between a line's end and a letter, which no split pattern in use
 joins. Each piece is encoded by itself and remembered; a known prompt costs look-ups only. Cuts are found from the
-left and each depends on the text up to its neighbourhood alone, so a prompt that goes on has the same pieces.
+left and each depends on the text up to its neighbourhood alone, so a prompt that goes on has the same pieces. A long
+message that came before is remembered as a whole, too, once all of its pieces were known.
 
 Tokenizers that do not split words first (SentencePiece style) are cut at special tokens only. Each way to cut is tried
 when a tokenizer is loaded, on text made to break it, and left out if it changes one id: the answer is always that of
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from extproc.tokens.chain import TokenIds
 
 _PIECE: Final = 2048  # characters: 20 look-ups for 10k tokens, and at most so much is encoded again with a new turn
+_LONG: Final = 4 * _PIECE  # stretches between special tokens from this length on are worth a look-up of their own
 _SHORT: Final = 256  # pieces between special tokens are at least this long, so that short messages share one
 _ENTRY: Final = 220  # bytes of an entry beside its ids: key, array, place in the order
 _MOST_SPECIAL, _FEW_SPECIAL = 32, 8  # special tokens looked for; templates use three to ten
@@ -92,6 +94,7 @@ class Found(NamedTuple):
     texts: list[str]
     missing: int  # bytes (UTF-8) in the others
     size: int  # and in all
+    whole: list[tuple[bytes, int, int]]  # keys of long stretches that are known piece by piece: from, to in `ids`
 
 
 class Encoder:
@@ -123,22 +126,38 @@ class Encoder:
         found: list[TokenIds | None] = []
         keys: list[bytes] = []
         texts: list[str] = []
+        whole: list[tuple[bytes, int, int]] = []
         missing = size = 0
-        get, number = self._memo.get, self._number
+        get, number, words = self._memo.get, self._number, self._words
         begin = 0
         plain = memoryview(text.encode()) if text.isascii() else None  # characters are bytes: none is copied
         for end in self._ends(text):
-            piece = plain[begin:end] if plain is not None else text[begin:end].encode()
-            key = xxh3_128_digest(piece, number)
-            ids = get(key)
-            found.append(ids)
-            if ids is None:
-                keys.append(key)
-                texts.append(text[begin:end])
-                missing += len(piece)
-            size += len(piece)
-            begin = end
-        return Found(found, keys, texts, missing, size)
+            long = b""
+            if end - begin >= _LONG and end < len(text):
+                piece = plain[begin:end] if plain is not None else text[begin:end].encode()
+                long = xxh3_128_digest(piece, number)
+                ids = get(long)
+                if ids is not None:
+                    found.append(ids)
+                    size += len(piece)
+                    begin = end
+                    continue
+            first, new = len(found), len(keys)
+            cuts = _word_ends(words, text, begin, end) if words is not None and end - begin > _PIECE else (end,)
+            for cut in cuts:
+                piece = plain[begin:cut] if plain is not None else text[begin:cut].encode()
+                key = xxh3_128_digest(piece, number)
+                ids = get(key)
+                found.append(ids)
+                if ids is None:
+                    keys.append(key)
+                    texts.append(text[begin:cut])
+                    missing += len(piece)
+                size += len(piece)
+                begin = cut
+            if long and len(keys) == new:
+                whole.append((long, first, len(found)))
+        return Found(found, keys, texts, missing, size, whole)
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """Encode without special tokens; takes about 0.3 µs a character and, but for its end, no GIL."""
@@ -160,6 +179,8 @@ class Encoder:
                 parts.append(ids)
         if not parts:
             return np.zeros(0, dtype=np.uint32)
+        for key, first, last in found.whole:
+            put(key, np.concatenate(parts[first:last]))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def ids(self, text: str) -> TokenIds:
@@ -168,18 +189,14 @@ class Encoder:
         return self.joined(found, self.encode(found.texts) if found.texts else ())
 
     def _ends(self, text: str) -> Iterator[int]:
-        """Yield where pieces end, the last at the end of the text."""
-        begin, words = 0, self._words
+        """Yield where stretches between special tokens end, the last at the end of the text."""
+        begin = 0
         if self._specials is not None:
             for match in self._specials.finditer(text):
                 at = match.start()
                 if at - begin >= _SHORT:
-                    if words is not None and at - begin > _PIECE:
-                        yield from _word_ends(words, text, begin, at)
                     yield at
                     begin = at
-        if words is not None and len(text) - begin > _PIECE:
-            yield from _word_ends(words, text, begin, len(text))
         if text:
             yield len(text)
 
@@ -209,11 +226,12 @@ class Encoder:
 
 
 def _word_ends(words: re.Pattern[str], text: str, begin: int, end: int) -> Iterator[int]:
-    """Yield cuts between `begin` and `end`, both left out."""
+    """Yield where pieces between `begin` and `end` end, the last at `end`."""
     search = words.search
     while (cut := search(text, begin + _PIECE, end)) is not None:
         begin = cut.start() + 1
         yield begin
+    yield end
 
 
 def _cutting(document: dict[str, Any], marks: str) -> list[str]:

@@ -122,6 +122,19 @@ def test_a_new_turn_leaves_the_pieces_before_it_known():
     assert found.missing < 400
 
 
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("more", ["", "漢字"])
+def test_a_long_message_that_came_before_is_one_look_up(kind, more):
+    encoder = tiny.a_model(kind).encoder
+    message = f"<|im_start|>user\n{BOOK[:20_000]}{more}"
+
+    for turn in ("one", "two", "three"):
+        text = f"{message}<|im_end|>\n<|im_start|>assistant\n{turn} answer"
+        assert encoder.ids(text).tolist() == whole(kind, text)
+
+    assert [len(ids) for ids in encoder.find(text).ids[:1]] == [len(whole(kind, message))]
+
+
 def test_a_growing_text_without_turns_has_its_last_piece_encoded_again():
     encoder = tiny.a_model().encoder
     encoder.ids(BOOK[:30_000])
