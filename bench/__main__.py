@@ -7,9 +7,9 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import control_plane, controllers, gateway, kvindex, long, pick, routing, simulation
+from bench import control_plane, controllers, gateway, kvindex, limits, long, pick, routing, simulation
 
-SECTIONS = ("requests", "idle", "pick", "long", "kvindex", "routing", "simulation", "controllers")
+SECTIONS = ("requests", "idle", "pick", "long", "kvindex", "limits", "routing", "simulation", "controllers")
 
 
 def main() -> None:
@@ -32,6 +32,8 @@ def main() -> None:
             asyncio.run(long.run(Path(folder), seconds=10))
         if "kvindex" in sections:
             kvindex.run()
+        if "limits" in sections:
+            asyncio.run(limits.run(Path(folder), rounds=options.rounds))
         if "routing" in sections:
             asyncio.run(routing.run(Path(folder), seconds=20))
         if "simulation" in sections:
