@@ -220,8 +220,7 @@ def _handlings(routes: Iterable[networking.ModelRoute], servers: Mapping[Name, S
     found: dict[str, ir.Handling] = {}
     for route in routes:
         namespace = route.metadata.namespace
-        for rule in route.spec.rules:
-            asked = networking.handling(namespace, route.spec, rule)
+        for rule, asked in zip(route.spec.rules, route.handlings, strict=True):
             if asked is None:
                 continue
             named = {one.model_server_name for one in rule.target_models if one.model_server_name and one.weight}

@@ -95,7 +95,9 @@ class RouteTable:
             if resource.spec.parent_refs:
                 skipped[key] = "parentRefs name a Gateway, and this gateway is none: remove parentRefs to serve it here"
             else:
-                created, handled = _epoch(meta.creation_timestamp), _handlings(meta.namespace, resource.spec)
+                created = _epoch(meta.creation_timestamp)
+                both = zip(resource.spec.rules, resource.handlings, strict=True)
+                handled = {id(rule): handling for rule, handling in both if handling is not None}
                 taken.append(Route(key, meta.namespace, created, resource.spec, handled))
         ordered = tuple(sorted(taken, key=lambda route: (route.created, route.key)))
         bases: dict[str, tuple[Route, ...]] = {}
@@ -251,14 +253,6 @@ def to_spare(placement: Placement) -> Placement:
     """Return the placement at the provider that takes what overflows."""
     assert placement.spare is not None  # noqa: S101 - for the types: callers ask before
     return outside(placement, placement.spare)
-
-
-def _handlings(namespace: str, spec: networking.ModelRouteSpec) -> dict[int, networking.Handling]:
-    return {
-        id(rule): handling
-        for rule in spec.rules
-        if (handling := networking.handling(namespace, spec, rule)) is not None
-    }
 
 
 def _epoch(timestamp: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -10,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from matrixinfer.api import expressions
 from matrixinfer.api.meta import IMMUTABLE, INT32, INT64, Conditions, Items, ObjectMeta, Owned, Rule, Status
+from matrixinfer.api.networking.handling import Handling, handling
 from matrixinfer.api.networking.rate_limit import RateLimit  # noqa: TC001 - pydantic reads it at run time
 from matrixinfer.api.networking.traffic import (  # noqa: TC001 - as above
     Mirror,
@@ -340,3 +342,8 @@ class ModelRoute(Owned):
     metadata: ObjectMeta
     spec: Annotated[ModelRouteSpec, Field(description="What is wanted.")]
     status: Annotated[ModelRouteStatus | None, Field(description="What is.")] = None
+
+    @cached_property
+    def handlings(self) -> tuple[Handling | None, ...]:
+        """How requests of each rule are handled; made once, as it is asked for at every change of anything."""
+        return tuple(handling(self.metadata.namespace, self.spec, rule) for rule in self.spec.rules)
