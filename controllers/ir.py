@@ -155,7 +155,7 @@ class Picker:
     address: Address
     fail_open: bool = True  # balance without it; otherwise answer 503
     timeout_s: float = 1.0  # for one answer; the picker may ask for more time while it parks a request
-    max_timeout_s: float = 3660.0  # the most that it may ask for: the longest time in a queue, and a minute for all else
+    max_timeout_s: float = 660.0  # the most that it may ask for: the longest time in a queue, and a minute for all else
     translator: Address | None = None  # where it speaks with providers; None: beside its own socket
 
 
