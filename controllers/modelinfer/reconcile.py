@@ -20,6 +20,7 @@ from controllers.modelinfer.shapes import Limits, Wanted
 from matrixinfer.api import kinds, validation, workload
 from matrixinfer.cluster.loop import Controller, itself, owner
 from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Plan, Together
+from matrixinfer.cluster.protocol import Key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from controllers.modelinfer.shapes import InstanceKey, Place, Seen
     from matrixinfer.api.kinds import Kind
     from matrixinfer.cluster.plan import Action
-    from matrixinfer.cluster.protocol import Key, Manifest
+    from matrixinfer.cluster.protocol import Manifest
 
     class World(Protocol):
         """What is read of the cluster."""
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 
 NAME: Final = "matrixinfer-modelinfer"  # the manager of what is applied, and who events are from
+_OWNER: Final = owner(kinds.MODEL_INFER)
 _AT_ONCE: Final = 64  # pods, of whole groups: where quota ends, few groups are incomplete
 _LOOK_AGAIN_S: Final = 15.0  # at names that belong to others: nobody tells when they are free
 
@@ -56,9 +58,17 @@ def controller(served: Served = Served.NOTHING) -> Controller:
     if served.kind is not None:
         children_kinds.append(served.kind)
     watches = {kinds.MODEL_INFER: itself(kinds.MODEL_INFER)}
-    watches |= {kind: owner(kinds.MODEL_INFER) for kind in children_kinds}
+    watches |= dict.fromkeys(children_kinds, _touches)
     reconciler = Reconciler(served)
     return Controller(NAME, reconciler.reconcile, watches, reconciler.refused)
+
+
+def _touches(manifest: Manifest, world: Any) -> Iterable[Key]:
+    """Say whose a child is, by its owner and by its label: one that was taken from its owner has a name that is needed."""
+    keys = list(_OWNER(manifest, world))
+    meta = manifest["metadata"]
+    name = meta.get("labels", {}).get(workload.NAME_LABEL)
+    return keys or ([Key(kinds.MODEL_INFER.kind, meta.get("namespace", ""), name)] if name else [])
 
 
 @dataclass(frozen=True, slots=True)
