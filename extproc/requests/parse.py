@@ -95,6 +95,7 @@ def parse(http: HttpRequest) -> InferenceRequest:
     headers = http.headers
     _check_media(headers.get("content-type", ""), headers.get("content-encoding", ""), shape)
     raw = http.body
+    wide = 0 if raw.isascii() else _wide(raw)
     body = _decoded(raw)
     model = body.model
     if not model or model.isspace():
@@ -112,7 +113,7 @@ def parse(http: HttpRequest) -> InferenceRequest:
         model=model,
         stream=stream,
         prefix=prefix,
-        prompt_tokens=exact if exact is not None else estimate(prefix),
+        prompt_tokens=exact if exact is not None else estimate(prefix, wide),
         max_tokens=_bound(body),
         wants_usage=stream and options is not None and options.include_usage is True,
         cache_salt=body.cache_salt or "",
@@ -123,12 +124,15 @@ def parse(http: HttpRequest) -> InferenceRequest:
     )
 
 
-def estimate(text: bytes) -> int:
-    """Tokens of `text`: characters / 4, rounded up, without the bytes of images in it."""
+def estimate(text: bytes, wide: int) -> int:
+    """Tokens of `text`: characters / 4, rounded up, without the bytes of images in it.
+
+    `wide`: bytes that the body's characters have beyond one each; a text that has any of them is taken to have all.
+    """
     if _MARK in text:
         text = _DATA_URL.sub(b"", text)
-    characters = len(text) if text.isascii() else len(text.decode("utf-8", "replace"))
-    return -(-characters // _CHARS_PER_TOKEN)
+    characters = len(text) - wide if wide and not text.isascii() else len(text)
+    return -(-max(characters, 0) // _CHARS_PER_TOKEN)
 
 
 def shown(value: str) -> str:
@@ -159,8 +163,6 @@ def _check_media(content_type: str, content_encoding: str, shape: paths.Shape) -
 def _decoded(raw: bytes) -> Body:
     if not raw:
         raise errors.BadRequest("the body is empty: send a JSON object")
-    if not raw.isascii():
-        _check_text(raw)
     try:
         return _decode(raw)
     except msgspec.ValidationError as error:
@@ -171,11 +173,12 @@ def _decoded(raw: bytes) -> Body:
         raise errors.BadRequest("the body is nested too deeply") from None
 
 
-def _check_text(raw: bytes) -> None:
+def _wide(raw: bytes) -> int:
+    """Return how many more bytes than characters the body has."""
     if raw.startswith(_BOM):
         raise errors.BadRequest("the body starts with a byte order mark: send plain UTF-8")
     try:
-        raw.decode()
+        return len(raw) - len(raw.decode())
     except UnicodeDecodeError as error:
         raise errors.BadRequest(f"the body is not UTF-8 (byte {error.start})") from None
 
