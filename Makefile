@@ -13,7 +13,7 @@ KUBETEST := .build/kubernetes/kubetest
 # For the chart, likewise.
 HELM := .build/helm/helm
 HELM_VERSION := v3.21.4
-MANIFESTS := access controllers gateway webhooks
+MANIFESTS := access controllers gateway leader webhooks
 
 .PHONY: run test check bench fmt generate manifests lock test-engines kubetest helm clean
 

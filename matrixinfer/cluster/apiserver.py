@@ -311,7 +311,7 @@ class ApiServer:
     def _send(self, call: Call, patience_s: float) -> requests.Response:
         presented = self._access.identity.present()
         query = dict(call.query)
-        connections.sending.before = float("inf")
+        connections.sending.before = connections.sending.over = float("inf")
         if call.writes:
             if self._remaining is not None and call.kind != kinds.LEASE:
                 left_s = self._remaining()
@@ -319,6 +319,7 @@ class ApiServer:
                     raise NotLeader("the lease is over: nothing may be written until it is held again")
                 connect_s = left_s / 4  # a part for opening a connection, the rest for the server
                 connections.sending.before = boottime() + connect_s
+                connections.sending.over = boottime() + left_s
                 patience_s = min(patience_s, left_s - connect_s)
             query["timeout"] = f"{int(patience_s * 1000) + 1}ms"  # the server gives up by then, too
         options: dict[str, Any] = {"cert": presented.certificate} if presented.certificate else {}

@@ -22,20 +22,33 @@ SOCKET_OPTIONS: Final = [
 
 
 class _Sending(threading.local):
-    """Until when the request of this thread may leave: opening a connection may have taken long."""
+    """Until when the request of this thread may leave (opening a connection may have taken long), and may arrive."""
 
     before: float = float("inf")
+    over: float = float("inf")
 
 
 sending = _Sending()
 
 
+_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
+
+
 class _Punctual:
-    """Keeps a request back whose time is over."""
+    """Keeps a request back whose time is over, and has the kernel give up sending it again when it will be."""
+
+    sock: socket.socket | None
+    _bounded = False
 
     def request(self, *arguments: Any, **more: Any) -> None:
-        if boottime() > sending.before:
+        now = boottime()
+        if now > sending.before:
             raise urllib3.exceptions.ConnectTimeoutError("connecting took too long for a write under a lease")
+        bounded = sending.over < float("inf")
+        if (bounded or self._bounded) and self.sock is not None and _USER_TIMEOUT is not None:
+            left_ms = max(int((sending.over - now) * 1000), 1) if bounded else 0  # 0: as long as the system has it
+            self.sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, left_ms)
+            self._bounded = bounded
         super().request(*arguments, **more)  # type: ignore[misc]  # mixed into urllib3's connections
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from matrixinfer.cluster.lease import NotLeader
 from matrixinfer.cluster.protocol import (
     AlreadyExists,
     ClusterError,
@@ -43,6 +44,7 @@ _BY_CODE: Final[Mapping[int, type[ClusterError]]] = {
     429: Unavailable,
 }
 _SERVER_FAULTS: Final = 500
+_FENCE: Final = "'matrixinfer-leader'"  # the policy that the chart installs, as the API server names it
 _LONGEST: Final = 500  # of a body that is no Status: a proxy's page
 
 
@@ -64,6 +66,8 @@ def error_of(status: Mapping[str, Any]) -> ClusterError:
     """Return the error that a Status object means; watches bring it as an event."""
     code = int(status.get("code") or _SERVER_FAULTS)
     message = str(status.get("message") or status.get("reason") or f"the API server answered {code}")
+    if _FENCE in message:
+        return NotLeader(message)
     return _kind_of(code, str(status.get("reason") or ""))(message)
 
 

@@ -204,6 +204,13 @@ def test_refusals_are_errors_by_their_reason(code, status, error):
     assert str(found) == "why"
 
 
+def test_a_write_that_the_leaders_policy_refuses_is_another_replicas():
+    why = "pods \\"p\\" is forbidden: ValidatingAdmissionPolicy 'matrixinfer-leader' with binding 'matrixinfer-leader' denied"
+    body = '{"kind": "Status", "message": "%s", "reason": "Forbidden", "code": 403}' % why  # noqa: UP031 - braces
+
+    assert type(refusal(403, body.encode())) is NotLeader
+
+
 def test_requests_keep_to_the_rate_and_leases_do_not_wait():
     bucket = Bucket(Rate(per_s=10, burst=2), 0.0)
 
