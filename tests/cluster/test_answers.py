@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 
+import orjson
 import pytest
 from aiohttp import web
 
@@ -205,10 +206,10 @@ def test_refusals_are_errors_by_their_reason(code, status, error):
 
 
 def test_a_write_that_the_leaders_policy_refuses_is_another_replicas():
-    why = "pods \\"p\\" is forbidden: ValidatingAdmissionPolicy 'matrixinfer-leader' with binding 'matrixinfer-leader' denied"
-    body = '{"kind": "Status", "message": "%s", "reason": "Forbidden", "code": 403}' % why  # noqa: UP031 - braces
+    why = "ValidatingAdmissionPolicy 'matrixinfer-leader' with binding 'matrixinfer-leader' denied request"
+    body = orjson.dumps({"kind": "Status", "message": f"pods p is forbidden: {why}", "reason": "Forbidden"})
 
-    assert type(refusal(403, body.encode())) is NotLeader
+    assert type(refusal(403, body)) is NotLeader
 
 
 def test_requests_keep_to_the_rate_and_leases_do_not_wait():
