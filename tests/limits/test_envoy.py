@@ -18,9 +18,9 @@ LIMIT = "  rateLimit: {{unit: hour, requestsPerUnit: {requests}, outputTokensPer
 async def world(tmp_path_factory):
     documents = [a_pod("demo-0", "--answer-tokens", "8"), a_server(), a_route()]
     documents += [a_route(name) + LIMIT.format(requests=3, tokens=1000) for name in ("few", "changed")]
-    documents += [a_route("tokens") + LIMIT.format(requests=1000, tokens=1000)]
+    documents += [a_route(name) + LIMIT.format(requests=1000, tokens=1000) for name in ("tokens", "failing")]
     async with running(tmp_path_factory.mktemp("limits") / "manifests", *documents) as it:
-        for route in ("few", "changed", "tokens"):
+        for route in ("few", "changed", "tokens", "failing"):
             await there(it, route)
         yield it
 
@@ -45,6 +45,17 @@ async def test_answers_tell_what_is_left_and_refusals_when_to_come_back(world):
     assert refused.headers["x-matrixinfer-reason"] == "limit-reached"
     assert refused.error["code"] == "rate_limit_exceeded"
     assert "3 requests per hour of route default/few" in refused.error["message"]
+
+
+@pytest.mark.parametrize(("mode", "status"), [("500", 500), ("503", 503), ("reset", 503), ("garbage", 200)], ids=str)
+async def test_answers_that_failed_tell_it_too(world, mode, status):
+    await world.fail("demo-0", mode, count=3)
+    answer = await world.send(CHAT, model="failing")
+    await world.heal()
+
+    assert answer.status == status
+    assert answer.headers["x-ratelimit-limit-tokens"] == "1000"
+    assert int(answer.headers["x-ratelimit-remaining-requests"]) > 900
 
 
 async def test_streams_tell_it_too_and_an_unlimited_route_tells_nothing(world):

@@ -35,6 +35,14 @@ class Picker:
 
     async def admit(self, tokens=1, tenant=""):
         """Return the request's ticket, or None if a limit refuses it."""
+        try:
+            await self.headers(tokens, tenant)
+        except errors.LimitReached:
+            return None
+        return f"{self._name}-{self._number}"
+
+    async def headers(self, tokens=1, tenant=""):
+        """Return what a request that is admitted is told. Raises LimitReached."""
         self._number += 1
         ticket = f"{self._name}-{self._number}"
         request = a_request(tokens)
@@ -42,15 +50,10 @@ class Picker:
         now = asyncio.get_running_loop().time()
         take = self.limiter.ask(ticket, charges, self.limits, choices=1, now=now)
         try:
-            try:
-                taken = await self.stores.take(take)
-            except errors.Busy:
-                self.limiter.alone(ticket, now)
-            else:
-                self.limiter.answered(ticket, taken, now)
-        except errors.LimitReached:
-            return None
-        return ticket
+            taken = await self.stores.take(take)
+        except errors.Busy:
+            return self.limiter.alone(ticket, now)
+        return self.limiter.answered(ticket, taken, now)
 
     def end(self, ticket, tokens):
         """Settle; `tokens` None: the client left before anybody served it."""
@@ -172,6 +175,66 @@ async def test_without_redis_each_picker_admits_its_share_of_what_is_left():
         assert sum(ticket is not None for tickets in admitted for ticket in tickets) in range(58, 62)
         for picker in pickers:
             await picker.stores.close()
+
+
+async def test_clients_read_the_declared_limit_also_while_redis_is_away_and_what_is_left_of_this_pickers_part():
+    async with running() as server:
+        pickers = [Picker(name, server.address, within_s=0.2, requestsPerUnit=100) for name in "aba"]
+        for picker in pickers:
+            await picker.admit()
+        server.kill()
+
+        told, refusal = {}, None
+        while refusal is None:
+            try:
+                told = dict(await pickers[2].headers())
+            except errors.LimitReached as error:
+                refusal = error
+
+        assert told["x-ratelimit-limit-requests"] == "100"
+        assert told["x-ratelimit-remaining-requests"] == "0"
+        assert dict(refusal.headers)["x-ratelimit-limit-requests"] == "100"
+        assert "the limit of 100 requests per month" in refusal.message
+        for picker in pickers:
+            await picker.stores.close()
+
+
+async def test_a_redis_that_is_slow_is_asked_seldom_and_counts_again_when_it_is_not():
+    delay_s = 0.5
+
+    async def passed(reader, writer):
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", server.port)
+
+        async def back():
+            while data := await server_reader.read(65536):
+                await asyncio.sleep(delay_s)
+                writer.write(data)
+
+        answers = asyncio.create_task(back())
+        while data := await reader.read(65536):
+            server_writer.write(data)
+        server_writer.close()
+        writer.close()
+        await answers
+
+    async with running() as server:
+        proxy = await asyncio.start_server(passed, "127.0.0.1", 0)
+        host, port = proxy.sockets[0].getsockname()
+        picker = Picker("a", f"{host}:{port}", within_s=0.1, requestsPerUnit=1000)
+        tickets = [await picker.admit() for _ in range(30)]
+
+        assert all(tickets)
+        assert picker.stores.counts["slow"] in range(1, 5)
+        assert picker.limiter.counts.alone == 30
+        delay_s = 0.0
+
+        async def counts():
+            await picker.admit()
+            return picker.stores.counts["ok"] > 0
+
+        await eventually_async(counts)
+        await picker.stores.close()
+        proxy.close()
 
 
 async def test_what_was_admitted_without_redis_counts_before_redis_has_been_told():

@@ -178,6 +178,16 @@ async def test_pickers_that_were_here_lately_are_counted(script):
     assert script.take("c", 1, picker="two").pickers == 1
 
 
+async def test_a_limit_whose_unit_changes_keeps_its_count_and_drains_at_the_new_rate(script):
+    script.take("a", 90)
+    script.at(0.5)  # 50 have drained by the second
+    minute = LIMIT._replace(unit="minute", rate=LIMIT.amount / 60)
+
+    assert script.take("b", 50, limit=minute).used == (90,)
+    script.at(30.5)
+    assert script.take("look", 0, limit=minute).used[0] == pytest.approx(40)
+
+
 async def test_a_limit_that_is_lowered_keeps_its_count(script):
     script.take("a", 90)
 

@@ -243,7 +243,7 @@ def _share(limit: Limit, pickers: int) -> Limit:
     """Return the part of a limit that is one picker's while it is alone."""
     if pickers == 1:
         return limit
-    return limit._replace(amount=max(limit.amount // pickers, 1), rate=limit.rate / pickers)
+    return limit._replace(amount=max(limit.amount // pickers, 1), rate=limit.rate / pickers, stated=limit.amount)
 
 
 def _spent(ticket: str, reservation: Reservation, amounts: tuple[int, ...]) -> Spent:

@@ -35,6 +35,7 @@ class Limit(NamedTuple):
     whose: str  # as a message says it
     scope: str  # route, tenant, key
     shadow: bool = False
+    stated: int = 0  # as it is declared, where `amount` is one picker's part of it; 0: the same
 
 
 @dataclass(frozen=True, slots=True)

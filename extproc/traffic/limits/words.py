@@ -37,7 +37,7 @@ def headers(charges: Sequence[Charge], verdict: Verdict) -> tuple[tuple[str, str
     found: list[tuple[str, str]] = []
     for unit, (_, limit, used) in tightest.items():
         found += (
-            (f"x-ratelimit-limit-{unit}", str(limit.amount)),
+            (f"x-ratelimit-limit-{unit}", str(limit.stated or limit.amount)),
             (f"x-ratelimit-remaining-{unit}", str(max(math.floor(limit.amount - used + 1e-6), 0))),
             (f"x-ratelimit-reset-{unit}", duration(used / limit.rate)),
         )
@@ -70,7 +70,7 @@ def refusal(charges: Sequence[Charge], verdict: Verdict) -> errors.LimitReached:
     retry_s = min(max(math.ceil(wait_s - 1e-6), 1), _LONGEST_S)
     left = max(math.floor(limit.amount - used), 0)
     return errors.LimitReached(
-        f"the limit of {limit.amount} {_COUNTED[limit.kind]} per {limit.unit} of {limit.whose} is reached: {left} are "
+        f"the limit of {limit.stated or limit.amount} {_COUNTED[limit.kind]} per {limit.unit} of {limit.whose} is reached: {left} are "
         f"left, and this request counts for {charge.amount}; try again in {duration(retry_s)}",
         retry_after_s=retry_s,
         headers=headers(charges, verdict),
