@@ -28,7 +28,7 @@ from extproc.traffic.failover import Shared
 from extproc.traffic.flow.gate import Gate
 from extproc.traffic.ledger import Sent
 from extproc.traffic.limits.limiter import Limiter
-from extproc.traffic.routes import RouteTable, to_spare
+from extproc.traffic.routes import RouteTable, to_relief, to_spare
 from extproc.types import Aside, Call, Decision, Prefix, Reply, Unread
 from matrixinfer.api import dataplane
 
@@ -151,17 +151,42 @@ class Director:
         if placement.provider is not None:
             told = yield from self._reserve(placement.route, request, http, ticket)
             return self._outside(request, placement, ticket=ticket, told=told)
-        prefix = self._blocks.prefix(request, placement.model)
-        if isinstance(prefix, Unread):
-            prefix = yield from _read(prefix)
+        prefix = yield from self._prefix(request, placement)
         if prefix.tokens is not None:
             request = request._replace(prompt_tokens=prefix.tokens)
         told = yield from self._reserve(placement.route, request, http, ticket)
+        if placement.relief is not None:
+            return (yield from self._inside_or_beside(request, http, placement, prefix, ticket=ticket, told=told))
         if placement.spare is not None:
             return (yield from self._inside_or_out(request, http, placement, prefix, ticket=ticket, told=told))
         return (yield from self._inside(request, http, placement, prefix, ticket=ticket, told=told))
 
-    def _inside_or_out(  # noqa: PLR0913 - all that is known of the request by now
+    def _prefix(self, request: InferenceRequest, placement: Placement) -> Generator[Errand, Any, Prefix]:
+        prefix = self._blocks.prefix(request, placement.model)
+        return prefix if isinstance(prefix, Prefix) else (yield from _read(prefix))
+
+    def _inside_or_beside(  # noqa: PLR0913 - all that is known of the request by now
+        self,
+        request: InferenceRequest,
+        http: HttpRequest,
+        placement: Placement,
+        prefix: Prefix,
+        *,
+        ticket: str,
+        told: Headers,
+    ) -> Story:
+        """Place a request, or at the ModelServer that takes what overflows, with a provider behind it if there is one."""
+        beside = to_relief(placement)
+        if self.gate.full(beside.server) or not self.gate.full(placement.server):
+            try:
+                return (yield from self._inside(request, http, placement, prefix, ticket=ticket, told=told))
+            except _OVERFLOWS:
+                self.gate.leave(ticket)
+        prefix = yield from self._prefix(request, beside)
+        place = self._inside if beside.spare is None else self._inside_or_out
+        return (yield from place(request, http, beside, prefix, ticket=ticket, told=told))
+
+    def _inside_or_out(  # noqa: PLR0913 - as above
         self,
         request: InferenceRequest,
         http: HttpRequest,

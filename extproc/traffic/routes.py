@@ -41,6 +41,7 @@ class Placement(NamedTuple):
     spare: networking.ExternalModelProvider | None = None  # takes what the ModelServer's endpoints have no place for
     handling: networking.Handling | None = None  # None: as the ModelServer says
     then: tuple[tuple[str, str], ...] = ()  # further ModelServers with endpoints, in turn, and their names of the model
+    relief: tuple[str, str] | None = None  # one of these that takes what the ModelServer's endpoints have no place for
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,8 @@ class RouteTable:
                         adapter=is_adapter,
                         spare=self._spare(route, rule),
                         handling=handling,
-                        then=further,
+                        then=further[: networking.FURTHER_TARGETS],
+                        relief=self._relief(route, rule, further, placed),
                     )
         raise self._nothing(model, empty)
 
@@ -187,16 +189,23 @@ class RouteTable:
         model: str,
         adapter: bool,
     ) -> tuple[tuple[str, str], ...]:
-        """Return the ModelServers that a request may fail over to."""
+        """Return the ModelServers of the turns that are left and may be sent requests."""
         found: list[tuple[str, str]] = []
         for target in turns:
             key = f"{route.namespace}/{target.model_server_name}"
             server = self.servers.get(key) if target.model_server_name else None
             if server is not None and has_endpoints(key):
                 found.append((key, model if adapter else server.spec.model or model))
-                if len(found) == networking.FURTHER_TARGETS:
-                    break
         return tuple(found)
+
+    def _relief(
+        self, route: Route, rule: networking.RouteRule, further: tuple[tuple[str, str], ...], placed: str
+    ) -> tuple[str, str] | None:
+        """Return the further ModelServer that overflows, unless the request is at one already."""
+        spares = {f"{route.namespace}/{one.model_server_name}" for one in rule.target_models if one.overflow}
+        if not spares or placed in spares:
+            return None
+        return next((one for one in further if one[0] in spares), None)
 
     def _usable(self, route: Route, target: networking.TargetModel) -> networking.ExternalModelProvider | None:
         """Return the provider of a target, if there is one and it can be sent requests."""
@@ -253,6 +262,14 @@ def to_spare(placement: Placement) -> Placement:
     """Return the placement at the provider that takes what overflows."""
     assert placement.spare is not None  # noqa: S101 - for the types: callers ask before
     return outside(placement, placement.spare)
+
+
+def to_relief(placement: Placement) -> Placement:
+    """Return the placement at the ModelServer that takes what overflows."""
+    assert placement.relief is not None  # noqa: S101 - for the types: callers ask before
+    server, model = placement.relief
+    back = ((placement.server, placement.model),)
+    return placement._replace(server=server, model=model, then=back, relief=None)
 
 
 def _epoch(timestamp: str) -> float:

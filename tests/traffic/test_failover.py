@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.scheduling.endpoints import Endpoint, EndpointTable
-from extproc.traffic import failover
+from extproc.traffic import failover, routes
 from extproc.traffic.pools import Pools
 from matrixinfer.api import dataplane, networking
 from tests.traffic.test_routes import a_request, a_route, a_server, a_table, a_target, resolved
@@ -195,3 +195,17 @@ def test_the_list_holds_each_endpoint_once_begins_with_the_own_and_reaches_as_fa
         ready = [name for size, name in zip(sizes[1:], "bcde", strict=False) if size][: networking.FURTHER_TARGETS]
         room = len(own) + sum(size for size, name in zip(sizes[1:], "bcde", strict=False) if name in ready)
         assert len(listed) == min(most, room) or not ready
+
+
+def test_what_overflows_goes_to_the_modelserver_that_says_so_wherever_it_stands_and_back():
+    rules = [{"targetModels": [a_target("a"), a_target("b"), a_target("c"), a_target("d", 1) | {"overflow": True}]}]
+    table = a_table(a_route("r", rules=rules), servers=[a_server(name, model=f"m-{name}") for name in "abcd"])
+
+    placement = resolved(table, ready=[f"ns/{name}" for name in "abcd"])
+    beside = routes.to_relief(placement)
+
+    assert (len(placement.then), placement.relief) == (2, ("ns/d", "m-d"))
+    assert (beside.server, beside.model, beside.relief) == ("ns/d", "m-d", None)
+    assert beside.then == ((placement.server, placement.model),)
+    assert resolved(table, ready=["ns/d"]).relief is None
+    assert resolved(table, ready=["ns/a", "ns/b"]).relief is None
