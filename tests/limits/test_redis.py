@@ -35,11 +35,12 @@ class Picker:
 
     async def admit(self, tokens=1, tenant=""):
         """Return the request's ticket, or None if a limit refuses it."""
+        ticket = f"{self._name}-{self._number + 1}"
         try:
             await self.headers(tokens, tenant)
         except errors.LimitReached:
             return None
-        return f"{self._name}-{self._number}"
+        return ticket
 
     async def headers(self, tokens=1, tenant=""):
         """Return what a request that is admitted is told. Raises LimitReached."""
