@@ -62,14 +62,14 @@ VARIANTS = {
 }
 
 
-def run_helm(*words, values=None, namespace=NAMESPACE):
+def run_helm(*words, values=None, namespace=NAMESPACE, fails=False):
     if helm() is None:
         leave_out("Helm is not there: `make helm` builds it")
     given = json.dumps(values or {})
     command = [helm(), *words, CHART, "--namespace", namespace, "--kube-version", "1.36.0", "-f", "-"]
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stderr if fails else done.stdout
 
 
 def rendered(variant, **options):
@@ -80,6 +80,32 @@ def rendered(variant, **options):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_chart_is_sound(variant):
     run_helm("lint", "--strict", values=VARIANTS[variant])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"controllers": {"replica": 3}}, "'replica' not allowed"),
+        ({"gateway": {"replicas": "two"}}, "got string, want integer"),
+        ({"gateway": {"service": {"type": "External"}}}, "'LoadBalancer'"),
+        ({"gateway": {"picker": {"extraArgs": ["access-log"]}}}, "does not match pattern '^--'"),
+    ],
+)
+def test_a_value_that_nobody_reads_is_refused_by_name(values, words):
+    assert words in run_helm("template", "matrixinfer", values=values, fails=True)
+
+
+def test_every_value_has_its_place_in_the_schema():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def missing(values, known, path=""):
+        for name, value in values.items():
+            if name not in known.get("properties", {}):
+                yield f"{path}.{name}"
+            elif isinstance(value, dict) and "properties" in known["properties"][name]:
+                yield from missing(value, known["properties"][name], f"{path}.{name}")
+
+    assert list(missing(yaml.safe_load((CHART / "values.yaml").read_text()), schema)) == []
 
 
 def test_the_plain_manifests_are_what_the_chart_renders():
