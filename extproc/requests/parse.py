@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 
 from extproc import errors
 from extproc.requests import paths
@@ -29,7 +30,9 @@ _BOM: Final = b"\xef\xbb\xbf"
 _EMPTY_LIST: Final = re.compile(rb"\[\s*\]")
 # An image as data URL: its bytes are no text, so they do not count as prompt tokens.
 _DATA_URL: Final = re.compile(rb";base64,[A-Za-z0-9+/=\\]+")
-_MARK: Final = b"se64,"  # of such a URL: CPython finds five bytes in a third of the time that it takes for eight
+_MARK: Final = b";base64,"
+_PAIR: Final = int.from_bytes(_MARK[:2], "little")
+_LONG: Final = 16_384  # bytes; shorter texts are searched as fast as arrays are made
 
 
 class StreamOptions(msgspec.Struct):
@@ -129,10 +132,19 @@ def estimate(text: bytes, wide: int) -> int:
 
     `wide`: bytes that the body's characters have beyond one each; a text that has any of them is taken to have all.
     """
-    if _MARK in text:
+    if _marked(text):
         text = _DATA_URL.sub(b"", text)
     characters = len(text) - wide if wide and not text.isascii() else len(text)
     return -(-max(characters, 0) // _CHARS_PER_TOKEN)
+
+
+def _marked(text: bytes) -> bool:
+    """Tell whether there is an image in `text`. A long one is looked at in pairs of bytes first, in half the time."""
+    if len(text) > _LONG:
+        pairs = (np.frombuffer(text, "<u2", (len(text) - at) // 2, at) for at in (0, 1))
+        if not any((each == _PAIR).any() for each in pairs):
+            return False
+    return _MARK in text
 
 
 def shown(value: str) -> str:

@@ -80,8 +80,10 @@ def test_a_longer_text_extends_a_shorter_one():
     assert long.startswith(short)
 
 
-def test_an_image_counts_no_text():
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 40_000}}
+@pytest.mark.parametrize("before", ["image/png", "image/jpeg"])  # an odd and an even place
+@pytest.mark.parametrize("size", [4_000, 40_000])
+def test_an_image_counts_no_text(before, size):
+    image = {"type": "image_url", "image_url": {"url": f"data:{before};base64," + "A" * size}}
     body = {"model": "demo", "messages": [{"role": "user", "content": [image]}]}
 
     assert parse.parse(a_request(body)).prompt_tokens < 50
