@@ -1,4 +1,4 @@
-"""A ModelServer that overflows gets what another has no place for; a request that fails over is told how."""
+"""What becomes of a rule with several targets: overflow, failover, and callers who stay where they are."""
 
 import json
 
@@ -110,3 +110,23 @@ def test_a_prefix_that_was_served_elsewhere_is_not_learned_there():
     assert settlement.target == "ns/spare"
     assert settlement.failed == decision.endpoints[:2]
     assert stage.index.held(stage.table.row(SPARE)) == 0
+
+
+@pytest.mark.parametrize(("caller", "who"), [("Tenant", "tenant"), ("APIKey", "key")])
+def test_callers_stay_at_one_target(caller, who):
+    stage = a_stage(overflow=False)
+    rule = {
+        "stickyBy": {"caller": caller},
+        "targetModels": [{"modelServerName": "engines"}, {"modelServerName": "spare"}],
+    }
+    servers = [a_server("engines", "own-name"), a_server("spare", "spare-name")]
+    stage.director.use_routes(RouteTable.build([a_route(rules=[rule])], servers))
+
+    def targets(name):
+        return {stage.decide(a_chat("hi")._replace(**{who: name})).target for _ in range(8)}
+
+    placed = [targets(f"caller-{number}") for number in range(20)]
+
+    assert {len(each) for each in placed} == {1}
+    assert set.union(*placed) == {"ns/engines", "ns/spare"}
+    assert len(targets("")) == 2
