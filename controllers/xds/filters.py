@@ -66,7 +66,7 @@ from envoy_data_plane.xds.type.matcher.v3 import RegexMatcher as XdsRegexMatcher
 from envoy_data_plane.xds.type.matcher.v3 import RegexMatcherGoogleRe2 as XdsRegexMatcherGoogleRe2
 from envoy_data_plane.xds.type.matcher.v3 import StringMatcher as XdsStringMatcher
 
-from controllers.xds import access
+from controllers.xds import access, providers
 from controllers.xds.clusters import PICKER
 from controllers.xds.routes import EXT_PROC
 from controllers.xds.typed import extension, packed, xds_extension
@@ -127,6 +127,7 @@ def filters(gateway: ir.Gateway) -> list[HttpFilter]:
         access.listing(_lua(LISTING_LUA)),
         _filter(EXT_PROC, _ask_the_picker(gateway.picker)),
         *(_filter(name, message) for name, message in (_model(gateway) if gateway.picker.fail_open else ())),
+        *providers.answers(gateway.picker),
         _filter("envoy.filters.http.router", Router(suppress_envoy_headers=True)),
     ]
 

@@ -1,13 +1,17 @@
-"""External providers: a cluster for each, with what stands before it, and its route.
+"""External providers: a cluster for each, its route, and the filters by which the picker speaks with them.
 
-Filters of the cluster, so that requests to engines never pass them:
+Filters of the cluster, for each try:
 
-    ext_proc              asks the picker's other service (`extproc.adapters.outward`): host, path and headers of the request;
-                          where client and provider speak different APIs, the answer goes through it, too
+    ext_proc              asks the picker's other service (`extproc.adapters.outward`) for host, path and headers of the request, and
+                          which of the answer's headers go on
     credential_injector   puts in the credential, which comes as a secret of its own (SDS): a new one is used at once, and
                           Envoy's configuration dump does not show it
 
 The picker does not see the credential, not even in a second try, whose headers are those of the first.
+
+A filter of the listener, off until there is a provider: ext_proc again, for answers that the first has marked because client and
+provider speak different APIs. It is not the cluster's that changes bodies: there, Envoy 1.40 crashes as soon as more
+than its buffer's limit is on the way.
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
     LocalityLbEndpoints,
 )
 from envoy_data_plane.envoy.config.route.v3 import (
+    FilterConfig,
     RetryPolicy,
     RetryPolicyRateLimitedRetryBackOff,
     RetryPolicyResetHeader,
@@ -52,6 +57,8 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RouteAction,
     RouteMatch,
 )
+from envoy_data_plane.envoy.extensions.common.matching.v3 import ExtensionWithMatcher
+from envoy_data_plane.envoy.extensions.filters.common.matcher.action.v3 import SkipFilter
 from envoy_data_plane.envoy.extensions.filters.http.credential_injector.v3 import CredentialInjector
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     ExternalProcessor,
@@ -80,17 +87,28 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptionsAutoHttpConfig,
     HttpProtocolOptionsExplicitHttpConfig,
 )
-from envoy_data_plane.envoy.type.matcher.v3 import ListStringMatcher, StringMatcher
+from envoy_data_plane.envoy.type.matcher.v3 import HttpResponseHeaderMatchInput, ListStringMatcher, StringMatcher
+from envoy_data_plane.google.protobuf import Any
+from envoy_data_plane.xds.type.matcher.v3 import (
+    Matcher,
+    MatcherMatcherList,
+    MatcherMatcherListFieldMatcher,
+    MatcherMatcherListPredicate,
+    MatcherMatcherListPredicateSinglePredicate,
+    MatcherOnMatch,
+)
+from envoy_data_plane.xds.type.matcher.v3 import StringMatcher as XdsStringMatcher
 
 from controllers import ir
-from controllers.xds.clusters import UPSTREAM_HTTP, ads
-from controllers.xds.typed import extension, packed
+from controllers.xds.clusters import MANY, UPSTREAM_HTTP, ads
+from controllers.xds.typed import extension, packed, xds_extension
 from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
     from betterproto2 import Message
 
 TRANSLATOR: Final = "translator"
+ANSWERS: Final = "matrixinfer.answers"
 BUSY: Final = (429, 503, 504, 529)  # 529: Anthropic's "overloaded". Not 502, by which a refused credential is told
 _LONGEST_WAIT_S: Final = 5.0  # a `retry-after` beyond this is the client's to keep
 _IDLE_S: Final = 50.0  # load balancers of large services close idle connections after a minute
@@ -128,7 +146,7 @@ def translator_cluster(address: ir.Address) -> Cluster:
         name=TRANSLATOR,
         type=ClusterDiscoveryType.STATIC,
         connect_timeout=timedelta(seconds=0.5),
-        circuit_breakers=_breakers(20_000),
+        circuit_breakers=_breakers(MANY),
         typed_extension_protocol_options={
             UPSTREAM_HTTP: packed(
                 UpstreamHttpOptions(
@@ -210,20 +228,65 @@ def _filter(name: str, message: Message) -> HttpFilter:
     return HttpFilter(name=name, typed_config=packed(message))
 
 
-def _ask_the_picker() -> ExternalProcessor:
-    return ExternalProcessor(
-        grpc_service=GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=TRANSLATOR)),
-        failure_mode_allow=False,
-        message_timeout=timedelta(seconds=_ANSWER_S),
-        allow_mode_override=True,
-        processing_mode=ProcessingMode(
-            request_header_mode=ProcessingModeHeaderSendMode.SEND,
+def answers(picker: ir.Picker) -> tuple[HttpFilter, ...]:
+    """Write the filter that has marked answers translated; none where the picker does not."""
+    if translator(picker) is None:
+        return ()
+    marked = MatcherMatcherListPredicate(
+        single_predicate=MatcherMatcherListPredicateSinglePredicate(
+            input=xds_extension("response-headers", HttpResponseHeaderMatchInput(header_name=dataplane.TRANSLATE)),
+            value_match=XdsStringMatcher(exact="1"),
+        )
+    )
+    other = MatcherMatcherListFieldMatcher(
+        predicate=MatcherMatcherListPredicate(not_matcher=marked),
+        on_match=MatcherOnMatch(action=xds_extension("skip", SkipFilter())),
+    )
+    only_marked = ExtensionWithMatcher(
+        extension_config=extension("envoy.filters.http.ext_proc", _translate()),
+        xds_matcher=Matcher(matcher_list=MatcherMatcherList(matchers=[other])),
+    )
+    return (HttpFilter(name=ANSWERS, typed_config=packed(only_marked), disabled=True),)
+
+
+def switched_on(*, on: bool) -> dict[str, Any]:
+    """Write what routes say of that filter."""
+    return {ANSWERS: packed(FilterConfig(config=Any()))} if on else {}
+
+
+def _translate() -> ExternalProcessor:
+    return _asks(
+        ProcessingMode(
+            request_header_mode=ProcessingModeHeaderSendMode.SKIP,
             request_body_mode=ProcessingModeBodySendMode.NONE,
             request_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
             response_header_mode=ProcessingModeHeaderSendMode.SEND,
             response_body_mode=ProcessingModeBodySendMode.STREAMED,
             response_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
-        ),
+        )
+    )
+
+
+def _ask_the_picker() -> ExternalProcessor:
+    return _asks(
+        ProcessingMode(
+            request_header_mode=ProcessingModeHeaderSendMode.SEND,
+            request_body_mode=ProcessingModeBodySendMode.NONE,
+            request_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
+            response_header_mode=ProcessingModeHeaderSendMode.SEND,
+            response_body_mode=ProcessingModeBodySendMode.NONE,
+            response_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
+        )
+    )
+
+
+def _asks(mode: ProcessingMode) -> ExternalProcessor:
+    return ExternalProcessor(
+        grpc_service=GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=TRANSLATOR)),
+        failure_mode_allow=False,
+        message_timeout=timedelta(seconds=_ANSWER_S),
+        allow_mode_override=True,
+        processing_mode=mode,
         forward_rules=HeaderForwardingRules(
             disallowed_headers=ListStringMatcher(patterns=[StringMatcher(exact=one) for one in dataplane.CREDENTIALS])
         ),
@@ -272,10 +335,11 @@ def _tls(provider: ir.Provider, authorities: str) -> TransportSocket:
 
 
 def _breakers(most: int) -> CircuitBreakers:
+    # A bound on connections would have requests wait for one; that on requests refuses them.
     return CircuitBreakers(
         thresholds=[
             CircuitBreakersThresholds(
-                max_connections=most, max_pending_requests=most, max_requests=most, max_retries=most
+                max_connections=MANY, max_pending_requests=MANY, max_requests=most, max_retries=most
             )
         ]
     )

@@ -66,11 +66,16 @@ MODEL = dataplane.MODEL  # set by our filters while the picker is away, and wher
 
 
 def frame(
-    gateway: ir.Gateway, models: tuple[str, ...], told: tuple[str, ...] = (), guard: ir.Access | None = None
+    gateway: ir.Gateway,
+    models: tuple[str, ...],
+    told: tuple[str, ...] = (),
+    guard: ir.Access | None = None,
+    outside: bool = False,  # noqa: FBT001, FBT002 - by position, as encodings are remembered
 ) -> RouteConfiguration:
     """Build everything but the entries of the two maps, which `filled` adds.
 
-    `models` are the names to list; `told` the headers that answers get of the picker, beside its decision.
+    `models` are the names to list; `told` the headers that answers get of the picker, beside its decision. `outside`:
+    there are external providers.
     """
     limits = gateway.limits
     if guard is not None:
@@ -104,7 +109,7 @@ def frame(
             *(_told(name, name) for name in told),
         ],
         max_direct_response_body_size_bytes=1024 * 1024,
-        typed_per_filter_config=access.per_route(gateway, guard),
+        typed_per_filter_config=access.per_route(gateway, guard) | providers.switched_on(on=outside),
     )
 
 

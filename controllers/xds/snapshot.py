@@ -127,7 +127,12 @@ class Builder:
                 models[model.name] = encoder.part(routes.unpicked, model, known, limits)
         names = tuple(model.name for model in config.models)
         frame = encoder.part(
-            routes.frame, config.gateway, names, dataplane.LIMITS if config.limited else (), config.access
+            routes.frame,
+            config.gateway,
+            names,
+            dataplane.LIMITS if config.limited else (),
+            config.access,
+            bool(config.providers) and providers.translator(config.gateway.picker) is not None,
         )
         if (frame, targets, models) != self._last_routes[0]:
             packed_routes = any_pb2.Any(type_url=RDS, value=routes.filled(frame, targets, models))

@@ -1,7 +1,8 @@
-"""The service that stands before external providers: ext_proc calls of their clusters' filters, one for each try.
+"""The service that speaks with external providers: ext_proc calls of two filters of Envoy's.
 
-What is done is `extproc.providers`'; here messages of the protocol become its calls, and what it says becomes messages. A request
-without a note of the picker's is refused: the filter stands before providers only, and nobody else may send there.
+One stands before every provider and sees the head of each try and of its answer; the other stands before clients, and has the
+answers that the first has marked translated. What is done is `extproc.providers`'; here messages become its calls, and what
+it says becomes messages. A request without a note of the picker's is refused: nobody else may send to a provider.
 """
 
 from __future__ import annotations
@@ -27,38 +28,41 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger(__name__)
 _SEND: Final = 1  # ProcessingMode.HeaderSendMode
-_SKIP: Final = 2
 
 
 class Outward:
-    """Opens exchanges. The counts are of tries."""
+    """Opens exchanges."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self.tries = 0
+        self.translations = 0
         self.strangers = 0  # without a note of ours
         self.bugs = 0
         self._clock = clock
 
     def open(self, call: Call) -> Listener:
-        """Return the listener of one try."""
-        self.tries += 1
-        return _Try(self, call, int(self._clock()))
+        """Return the listener of a call, whichever filter makes it."""
+        return _Exchange(self, call)
+
+    def now(self) -> int:
+        """Return seconds since the epoch."""
+        return int(self._clock())
 
 
-class _Try:
+class _Exchange:
     """One call."""
 
-    __slots__ = ("_call", "_exchange", "_now", "_service", "_whole")
+    __slots__ = ("_answer", "_call", "_service", "_try", "_whole")
 
-    def __init__(self, service: Outward, call: Call, now: int) -> None:
+    def __init__(self, service: Outward, call: Call) -> None:
         self._service = service
         self._call = call
-        self._now = now
-        self._exchange: exchange.Exchange | None = None
+        self._try: exchange.Try | None = None
+        self._answer: exchange.Answer | None = None
         self._whole = False  # the answer is collected
 
     def on_message(self, data: bytes) -> None:
-        """Take a message; a bug ends this try only."""
+        """Take a message; a bug ends this call only."""
         try:
             request = pb.ProcessingRequest.FromString(data)
         except DecodeError:
@@ -68,15 +72,15 @@ class _Try:
             self._take(request)
         except Exception:  # noqa: BLE001 - as said
             self._service.bugs += 1
-            _LOG.exception("a provider's answer cannot be passed on")
-            self._call.finish(Status.INTERNAL, "the picker failed on this answer; its log says why")
+            _LOG.exception("what goes to a provider or comes of it cannot be passed on")
+            self._call.finish(Status.INTERNAL, "the picker failed on this message; its log says why")
 
     def on_end(self) -> None:
         """Take that Envoy says no more."""
         self._call.finish()
 
     def on_cancel(self) -> None:
-        """Take that the try is over."""
+        """Take that the exchange is over."""
 
     def on_drain(self) -> None:
         """Go on: the answer ends by itself, or with the grace."""
@@ -85,54 +89,72 @@ class _Try:
         kind = request.WhichOneof("request")
         if kind == "request_headers":
             self._request(request)
-            return
-        found = self._exchange
-        if found is None:
-            self._call.finish(Status.INVALID_ARGUMENT, f"{kind} before the request's headers")
         elif kind == "response_headers":
-            self._response(found, request.response_headers)
-        elif kind == "response_body":
-            self._body(found, request.response_body)
+            if self._try is not None:
+                self._head(self._try, request.response_headers)
+            else:
+                self._begin(request)
+        elif kind == "response_body" and self._answer is not None:
+            self._body(self._answer, request.response_body)
         else:
-            self._call.finish(Status.INVALID_ARGUMENT, f"{kind} was not asked for")
+            self._call.finish(Status.INVALID_ARGUMENT, f"{kind} out of turn")
+
+    # ---- before a provider
 
     def _request(self, request: Any) -> None:
         told = note.read(_noted(request))
+        self._service.tries += 1
         if told is None:
             self._service.strangers += 1
             refusal = codec.refusal(Rejection("This provider is only reached through the picker."))
             self._call.send(codec.immediate(refusal))
             self._call.finish()
             return
-        self._exchange = exchange.Exchange(told, self._now)
+        self._try = exchange.Try(told)
         names = [one.key.lower() for one in request.request_headers.headers.headers]
         answer = pb.ProcessingResponse()
-        _change(answer.request_headers.response, self._exchange.request(names, dataplane.CREDENTIALS))
+        _change(answer.request_headers.response, self._try.request(names, dataplane.CREDENTIALS))
         self._call.send(answer.SerializeToString())
 
-    def _response(self, found: exchange.Exchange, message: Any) -> None:
-        headers = {one.key.lower(): one.raw_value.decode("utf-8", "replace") for one in message.headers.headers}
-        status = headers.get(":status", "")
-        told = found.response(int(status) if status.isdigit() else 0, headers, end=message.end_of_stream)
+    def _head(self, found: exchange.Try, message: Any) -> None:
+        status, headers = _status(message)
+        told = found.response(status, headers)
+        answer = pb.ProcessingResponse()
+        if isinstance(told, exchange.Replaced):
+            _replace(answer.response_headers.response, told)
+        else:
+            _change(answer.response_headers.response, told)
+        self._call.send(answer.SerializeToString())
+        self._call.finish()
+
+    # ---- before a client
+
+    def _begin(self, request: Any) -> None:
+        told = note.read(_noted(request))
+        self._service.translations += 1
+        if told is None:  # an engine that marks its answer as if it were a provider
+            self._service.strangers += 1
+            self._call.send(codec.CONTINUE_RESPONSE_HEADERS)
+            self._call.finish()
+            return
+        self._answer = exchange.Answer(told, self._service.now())
+        status, headers = _status(request.response_headers)
+        made = self._answer.response(status, headers, end=request.response_headers.end_of_stream)
         answer = pb.ProcessingResponse()
         response = answer.response_headers.response
-        _change(response, told.headers)
-        if isinstance(told, exchange.Replaced):
-            _put(response.header_mutation, ":status", str(told.status))
-            response.status = response.CONTINUE_AND_REPLACE
-            response.body_mutation.body = told.body
-        elif isinstance(told, exchange.Whole):
+        if isinstance(made, exchange.Replaced):
+            _replace(response, made)
+        else:
+            _change(response, made.headers)
+        if isinstance(made, exchange.Whole):
             self._whole = True
             answer.mode_override.response_header_mode = _SEND
             answer.mode_override.response_body_mode = BodyMode.BUFFERED
-        elif isinstance(told, exchange.Pass):
-            answer.mode_override.response_header_mode = _SEND
-            answer.mode_override.response_body_mode = BodyMode.NONE
         self._call.send(answer.SerializeToString())
-        if not isinstance(told, exchange.Streamed | exchange.Whole):
+        if isinstance(made, exchange.Replaced):
             self._call.finish()
 
-    def _body(self, found: exchange.Exchange, message: Any) -> None:
+    def _body(self, found: exchange.Answer, message: Any) -> None:
         answer = pb.ProcessingResponse()
         response = answer.response_body.response
         if self._whole:
@@ -150,6 +172,21 @@ class _Try:
         self._call.send(answer.SerializeToString())
         if self._whole or message.end_of_stream:
             self._call.finish()
+
+
+def _status(message: Any) -> tuple[int, dict[str, str]]:
+    """Return an answer's status (0 if it cannot be read) and headers."""
+    headers = {one.key.lower(): one.raw_value.decode("utf-8", "replace") for one in message.headers.headers}
+    status = headers.get(":status", "")
+    return (int(status) if status.isascii() and status.isdigit() else 0), headers
+
+
+def _replace(response: Any, told: exchange.Replaced) -> None:
+    """Put another answer in the place of one whose head has come."""
+    _change(response, told.headers)
+    _put(response.header_mutation, ":status", str(told.status))
+    response.status = response.CONTINUE_AND_REPLACE
+    response.body_mutation.body = told.body
 
 
 def _noted(request: Any) -> str:

@@ -1,8 +1,9 @@
-"""One try at a provider as the filter before it tells it: what is changed of its request and of its answer. Pure.
+"""What is changed of a request to a provider, and of its answer. Pure.
 
-Requests carry what the provider needs and nothing of the client's beside it: headers that are not on a list stay here, and so
-do those of the answer, which speak of the gateway's account. A client of the provider's own API gets the answer byte by byte
-as it came, without our seeing it; otherwise a stream is translated as it comes, anything else as a whole.
+`Try` is one try: requests carry what the provider needs and nothing of the client's beside it, so headers that are not on a list
+stay here, and so do those of the answer that speak of the gateway's account. `Answer` is the answer on its way to a client of
+another API: a stream is translated as it comes, anything else as a whole. A client of the provider's own API gets the
+body byte by byte as it came, without our seeing it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from extproc.providers import chat_answers, events, faults, fields, messages_answers
 from extproc.providers.note import Speech
+from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -53,12 +55,6 @@ class Headers(NamedTuple):
     remove: tuple[str, ...]
 
 
-class Pass(NamedTuple):
-    """The answer passes; nobody looks at its body."""
-
-    headers: Headers
-
-
 class Streamed(NamedTuple):
     """The body is given to `piece` as it comes."""
 
@@ -79,8 +75,36 @@ class Replaced(NamedTuple):
     body: bytes
 
 
-class Exchange:
+class Try:
     """One try."""
+
+    def __init__(self, note: Note) -> None:
+        self._note = note
+
+    def request(self, names: Iterable[str], credentials: Iterable[str]) -> Headers:
+        """Say what is changed of a request with these headers; `credentials` are removed, seen or not."""
+        note = self._note
+        own = note.client is note.speaks
+        sent = _SENT | _OWN[note.speaks] if own else _SENT
+        given = {name for name in names if not name.startswith(":")}
+        put = {":path": note.path, ":authority": note.host, "user-agent": "matrixinfer"}
+        put |= {name: value for name, value in _ALWAYS[note.speaks].items() if not (own and name in given)}
+        put |= {name.lower(): value for name, value in note.headers.items()}
+        return Headers(put, (*credentials, *sorted(given - sent - put.keys())))
+
+    def response(self, status: int, names: Iterable[str]) -> Headers | Replaced:
+        """Say what is changed of the answer's head; one that is to be translated is marked."""
+        note = self._note
+        rest = tuple(sorted(name for name in names if not name.startswith(":") and name not in _ANSWERED))
+        if status in faults.REFUSED:
+            put = {**_JSON, "x-should-retry": "false"}
+            cut = (*rest, "content-length", "content-encoding")
+            return Replaced(faults.BAD_GATEWAY, Headers(put, cut), faults.refused(note.client, note.name))
+        return Headers({} if note.client is note.speaks else {dataplane.TRANSLATE: "1"}, rest)
+
+
+class Answer:
+    """The answer of the last try, on its way to the client."""
 
     def __init__(self, note: Note, now: int) -> None:
         """`now` is seconds since the epoch."""
@@ -91,38 +115,17 @@ class Exchange:
         self._stream: chat_answers.Stream | messages_answers.Stream | None = None
         self._ended = False
 
-    @property
-    def _own(self) -> bool:
-        return self._note.client is self._note.speaks
-
-    def request(self, names: Iterable[str], credentials: Iterable[str]) -> Headers:
-        """Say what is changed of a request with these headers; `credentials` are removed, seen or not."""
-        note = self._note
-        sent = _SENT | _OWN[note.speaks] if self._own else _SENT
-        given = {name for name in names if not name.startswith(":")}
-        put = {":path": note.path, ":authority": note.host, "user-agent": "matrixinfer"}
-        put |= {name: value for name, value in _ALWAYS[note.speaks].items() if not (self._own and name in given)}
-        put |= {name.lower(): value for name, value in note.headers.items()}
-        return Headers(put, (*credentials, *sorted(given - sent - put.keys())))
-
-    def response(self, status: int, headers: Mapping[str, str], *, end: bool) -> Pass | Streamed | Whole | Replaced:
+    def response(self, status: int, headers: Mapping[str, str], *, end: bool) -> Streamed | Whole | Replaced:
         """Say what becomes of the answer; `end`: it has no body."""
-        note = self._note
         self._status = status
-        rest = tuple(sorted(name for name in headers if not name.startswith(":") and name not in _ANSWERED))
-        cut = (*rest, "content-length", "content-encoding")
-        if status in faults.REFUSED:
-            put = {**_JSON, "x-should-retry": "false"}
-            return Replaced(faults.BAD_GATEWAY, Headers(put, cut), faults.refused(note.client, note.name))
-        if self._own:
-            return Pass(Headers({}, rest))
+        cut = (dataplane.TRANSLATE, "content-length", "content-encoding")
         if status in _OK and headers.get("content-type", "").startswith("text/event-stream"):
-            openai = note.client is Speech.OPENAI
+            openai = self._note.client is Speech.OPENAI
             self._stream = chat_answers.Stream(self._now) if openai else messages_answers.Stream()
             return Streamed(Headers({}, cut))
         if end:
             return Replaced(*self._whole_of(b"", Headers(_JSON, cut)))
-        return Whole(Headers({}, rest))
+        return Whole(Headers({}, (dataplane.TRANSLATE,)))
 
     def whole(self, body: bytes) -> Replaced:
         """Translate a collected body."""

@@ -36,6 +36,8 @@ EXPLAIN: Final = "x-matrixinfer-explain"
 DECISION: Final = "x-matrixinfer-decision"
 # Response header on refusals: why, as a stable word (`no-endpoints`, `unknown-model`, ...).
 REASON: Final = "x-matrixinfer-reason"
+# Response header between our filters: the answer of an external provider that speaks another API than the client.
+TRANSLATE: Final = "x-matrixinfer-translate"
 REQUEST_ID: Final = "x-request-id"
 # Request headers that carry credentials: a client's never reach a provider, and a provider's never the picker.
 CREDENTIALS: Final = ("authorization", "x-api-key", "proxy-authorization", "cookie")

@@ -3,7 +3,7 @@
 import json
 
 from extproc.providers import outward
-from extproc.providers.exchange import Exchange, Streamed
+from extproc.providers.exchange import Answer, Streamed, Try
 from extproc.providers.note import Note, Speech
 from extproc.requests import parse
 from extproc.types import HttpRequest
@@ -38,13 +38,21 @@ def translated(path, **body):
     return json.loads(sent(path, other, **{**given, **body}).body)
 
 
-def an_exchange(client, speaks):
-    return Exchange(Note("api.example.com", "/v1/x", Speech(speaks), Speech(client), "default/p"), NOW)
+def a_note(client, speaks):
+    return Note("api.example.com", "/v1/x", Speech(speaks), Speech(client), "default/p")
+
+
+def a_try(client, speaks):
+    return Try(a_note(client, speaks))
+
+
+def an_answer(client, speaks):
+    return Answer(a_note(client, speaks), NOW)
 
 
 def a_stream(client, speaks):
     """An exchange whose answer is a stream."""
-    made = an_exchange(client, speaks)
+    made = an_answer(client, speaks)
     assert isinstance(made.response(200, {"content-type": "text/event-stream"}, end=False), Streamed)
     return made
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.providers import events as sse
-from extproc.providers.exchange import Pass, Replaced, Streamed, Whole
+from extproc.providers.exchange import Headers, Replaced, Streamed, Whole
 from tests.providers import fakes
-from tests.providers.builders import NOW, a_stream, an_exchange, events
+from tests.providers.builders import NOW, a_stream, a_try, an_answer, events
 
 RECORDED = {
     one["name"]: one for one in json.loads((Path(__file__).parents[1] / "simulator/recordings/http.json").read_text())
@@ -22,7 +22,7 @@ OPENAI, ANTHROPIC = "OpenAI", "Anthropic"
 
 def whole(client, speaks, body, status=200):
     """What becomes of a whole answer: status and decoded body."""
-    made = an_exchange(client, speaks)
+    made = an_answer(client, speaks)
     assert isinstance(made.response(status, JSON, end=False), Whole)
     told = made.whole(body if isinstance(body, bytes) else json.dumps(body).encode())
     return told.status, json.loads(told.body)
@@ -279,9 +279,7 @@ def test_an_error_page_is_not_repeated(body):
 @pytest.mark.parametrize("client", [OPENAI, ANTHROPIC])
 @pytest.mark.parametrize("speaks", [OPENAI, ANTHROPIC])
 def test_a_refused_credential_is_not_repeated(client, speaks):
-    told = an_exchange(client, speaks).response(
-        401, {**JSON, "www-authenticate": "x", "content-length": "9"}, end=False
-    )
+    told = a_try(client, speaks).response(401, {**JSON, "www-authenticate": "x", "content-length": "9"})
 
     assert isinstance(told, Replaced)
     assert told.status == 502
@@ -289,23 +287,24 @@ def test_a_refused_credential_is_not_repeated(client, speaks):
     assert told.headers.put["x-should-retry"] == "false"
 
 
-def test_the_same_api_passes_unseen():
-    told = an_exchange(OPENAI, OPENAI).response(
-        429, {**JSON, "retry-after": "3", "x-ratelimit-limit-tokens": "9"}, end=False
-    )
+def test_headers_of_the_gateways_account_stay_here():
+    told = a_try(OPENAI, OPENAI).response(429, {**JSON, "retry-after": "3", "x-ratelimit-limit-tokens": "9"})
 
-    assert isinstance(told, Pass)
-    assert told.headers.remove == ("x-ratelimit-limit-tokens",)
+    assert told == Headers({}, ("x-ratelimit-limit-tokens",))
+
+
+def test_what_is_to_be_translated_is_marked():
+    assert a_try(OPENAI, ANTHROPIC).response(200, JSON) == Headers({"x-matrixinfer-translate": "1"}, ())
 
 
 def test_an_answer_without_a_body_is_an_error():
-    assert an_exchange(OPENAI, ANTHROPIC).response(200, JSON, end=True).status == 502
+    assert an_answer(OPENAI, ANTHROPIC).response(200, JSON, end=True).status == 502
 
 
 def test_a_stream_that_is_compressed_or_has_a_length_loses_both_headers():
     headers = {"content-type": "text/event-stream", "content-length": "9"}
 
-    told = an_exchange(OPENAI, ANTHROPIC).response(200, headers, end=False)
+    told = an_answer(OPENAI, ANTHROPIC).response(200, headers, end=False)
 
     assert isinstance(told, Streamed)
     assert "content-length" in told.headers.remove
@@ -320,7 +319,7 @@ def test_an_event_that_never_ends_is_an_error():
 
 
 def test_headers_of_a_request_are_those_that_are_needed():
-    made = an_exchange(OPENAI, ANTHROPIC).request(
+    made = a_try(OPENAI, ANTHROPIC).request(
         [":path", "accept-encoding", "content-type", "x-team", "anthropic-beta", "content-length"], ("authorization",)
     )
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import aiohttp
 import anthropic
 import openai
 import pytest
@@ -32,6 +33,7 @@ async def town(tmp_path_factory):
             a_secret(provider, "strangers", **{"ca.crt": Authority().pem.decode()}),
             a_provider(provider, "openai", trafficPolicy=policy),
             a_provider(provider, "anthropic", type="Anthropic", trafficPolicy=policy),
+            a_provider(provider, "narrow", maxConcurrentRequests=1),
             a_provider(provider, "nowhere", baseURL="https://localhost:1"),
             a_provider(provider, "stranger", caSecretRef={"name": "strangers", "key": "ca.crt"}),
             a_provider(provider, "public", caSecretRef=None),
@@ -40,6 +42,7 @@ async def town(tmp_path_factory):
             a_server(),
             a_route("gpt", outside("openai")),
             a_route("claude", outside("anthropic")),
+            a_route("narrow", outside("narrow")),
             a_route("nowhere", outside("nowhere")),
             a_route("stranger", outside("stranger")),
             a_route("public", outside("public")),
@@ -202,6 +205,57 @@ async def test_a_provider_that_does_not_answer_is_given_up(place):
     answer = await world.send("/v1/chat/completions", model="claude")
 
     assert answer.status == 504
+
+
+async def test_a_provider_gets_no_more_than_it_may(place):
+    world, provider = place
+    came, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held(_request, _got):
+        came.set()
+        await go_on.wait()
+
+    provider.behave = held
+    first = asyncio.create_task(world.send("/v1/chat/completions", model="narrow"))
+    await came.wait()
+    second = await world.send("/v1/chat/completions", model="narrow")
+    go_on.set()
+
+    assert (second.status, second.error["code"]) == (503, "overloaded")
+    assert (await first).status == 200
+
+
+async def test_a_stream_is_cut_when_its_translator_dies_and_the_next_one_serves(place):
+    world, provider = place
+    go_on = asyncio.Event()
+
+    async def halting(request, got):
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for number, event in enumerate(fakes.messages_events(got.body)):
+            if number == 4:
+                await go_on.wait()
+            await response.write(event)
+        return response
+
+    provider.behave = halting
+    body = {"model": "claude", "messages": HELLO, "stream": True}
+    try:
+        async with world.http.post(world.url + "/v1/chat/completions", json=body) as answer:
+            await answer.content.readany()
+            pid = world.kill("picker")
+            go_on.set()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await answer.content.read()
+    finally:
+        await eventually_async(lambda: another(world, pid), 30)
+
+
+async def another(world, pid):
+    """Whether a picker has taken the place of the one with this pid, and serves."""
+    if world.stack.pids().get("picker") in (None, pid):
+        return False
+    return (await world.send("/v1/chat/completions", model="gpt")).status == 200
 
 
 async def test_a_provider_that_cannot_be_reached_gives_503(place):

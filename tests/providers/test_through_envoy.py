@@ -1,5 +1,6 @@
 """Requests to external providers through a real Envoy: both APIs on both sides, as their own client libraries read them."""
 
+import asyncio
 import json
 
 import aiohttp.web
@@ -8,7 +9,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from tests.e2e.stack import running
+from tests.e2e.stack import CHAT, MESSAGES, running
 from tests.providers import fakes
 from tests.providers.town import a_provider, a_route, a_secret, chat, messages, outside
 
@@ -128,11 +129,12 @@ async def test_anthropic_client_gets_a_stream(place, model, tools):
 
 @pytest.mark.parametrize("model", ["gpt", "claude"])
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_what_was_used_is_settled(place, model, streamed):
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+async def test_what_was_used_is_settled(place, model, streamed, path):
     world, _ = place
     name = world.new_id()
 
-    await world.send("/v1/chat/completions", model=model, stream=streamed, headers={"x-request-id": name})
+    await world.send(path, model=model, stream=streamed, headers={"x-request-id": name})
 
     decision = await world.decision(name)
     assert decision["target"] == f"provider/default/{'openai' if model == 'gpt' else 'anthropic'}"
@@ -222,3 +224,68 @@ async def test_a_long_prompt_arrives_whole(place):
     await chat(world).chat.completions.create(model="claude", messages=[{"role": "user", "content": text}])
 
     assert provider.got[0].body["messages"][0]["content"][0]["text"] == text
+
+
+@pytest.mark.parametrize("model", ["gpt", "claude"])
+async def test_a_long_answer_arrives_whole(place, model):
+    world, provider = place
+    text = "sea " * 2_000_000
+
+    async def behave(_request, got):
+        if model == "claude":
+            content = [{"type": "text", "text": text}]
+            return aiohttp.web.json_response(fakes.messages_answer(got.body) | {"content": content})
+        answer = fakes.chat_answer(got.body)
+        answer["choices"][0]["message"]["content"] = text
+        return aiohttp.web.json_response(answer)
+
+    provider.behave = behave
+    answer = await chat(world).chat.completions.create(model=model, messages=HELLO)
+
+    assert answer.choices[0].message.content == text
+
+
+@pytest.mark.parametrize("model", ["gpt", "claude"])
+async def test_a_fast_provider_waits_for_a_slow_client(place, model):
+    world, provider = place
+    pids = world.stack.pids()
+
+    async def behave(request, got):
+        events = fakes.messages_events(got.body) if model == "claude" else fakes.chat_events(got.body)
+        words = [event for event in events if b"sea " in event]
+        at = events.index(words[0])
+        long = words[0].replace(b"sea ", b"sea " * 5000)
+        return await fakes.streamed(request, [*events[:at], *[long] * 400, *events[at + 1 :]])
+
+    provider.behave = behave
+    size = 0
+    body = {"model": model, "messages": HELLO, "stream": True}
+    async with world.http.post(world.url + CHAT, json=body) as answer:
+        await asyncio.sleep(0.5)
+        async for piece in answer.content.iter_chunked(1 << 16):
+            size += len(piece)
+            await asyncio.sleep(0)
+
+    assert size > 400 * 20_000
+    assert piece.endswith(b"data: [DONE]\n\n")
+    assert world.stack.pids() == pids
+
+
+async def test_many_streams_at_once_are_kept_apart(place):
+    world, provider = place
+
+    async def behave(request, got):
+        word = got.body["messages"][0]["content"][0]["text"]
+        events = fakes.messages_events(got.body)
+        return await fakes.streamed(request, [event.replace(b"sea ", word.encode()) for event in events])
+
+    provider.behave = behave
+
+    async def ask(number):
+        asked = [{"role": "user", "content": f"<{number}>"}]
+        stream = await chat(world).chat.completions.create(model="claude", messages=asked, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+
+    told = await asyncio.gather(*(ask(number) for number in range(40)))
+
+    assert told == [f"The <{number}>is wide." for number in range(40)]
