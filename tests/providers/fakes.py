@@ -64,13 +64,16 @@ class Provider:
         return web.json_response(messages_answer(got.body) if messages else chat_answer(got.body))
 
 
-async def streamed(request: web.Request, events: list[bytes], *, cut: bool = False) -> web.StreamResponse:
+async def streamed(
+    request: web.Request, events: list[bytes], *, cut: bool = False, pause_s: float = 0
+) -> web.StreamResponse:
     """Send events, one at a time."""
     response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", "set-cookie": "a=b"})
     await response.prepare(request)
     for event in events:
         await response.write(event)
         await asyncio.sleep(0)
+    await asyncio.sleep(pause_s)
     if cut and request.transport is not None:
         request.transport.abort()
     return response

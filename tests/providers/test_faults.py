@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from tests.e2e.stack import a_pod, a_server, running, write
+from tests.e2e.stack import CHAT, MESSAGES, a_pod, a_server, running, write
 from tests.local.waiting import eventually_async
 from tests.providers import fakes
 from tests.providers.town import a_provider, a_route, a_secret, chat, inside, messages, outside
@@ -88,7 +88,7 @@ async def test_a_credential_that_is_refused_is_the_gateways_fault(place, model):
     world, provider = place
     provider.key = "another"
 
-    answer = await world.send("/v1/chat/completions", model=model)
+    answer = await world.send(CHAT, model=model)
 
     assert answer.status == 502
     assert answer.error["code"] == "provider_refused"
@@ -112,7 +112,7 @@ async def test_a_provider_that_is_busy_for_a_moment_is_asked_again(place, model)
     world, provider = place
     provider.behave = once(saying(429, {"error": {"message": "slow down"}}))
 
-    answer = await world.send("/v1/chat/completions", model=model)
+    answer = await world.send(CHAT, model=model)
 
     assert answer.status == 200
     assert len(provider.got) == 2
@@ -137,7 +137,7 @@ async def test_an_overloaded_provider_is_unavailable(place):
     world, provider = place
     provider.behave = saying(529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})
 
-    answer = await world.send("/v1/chat/completions", model="claude")
+    answer = await world.send(CHAT, model="claude")
 
     assert answer.status == 503
     assert answer.error["message"] == "Overloaded"
@@ -159,27 +159,52 @@ async def test_an_answer_that_is_none_becomes_an_error(place, body):
     world, provider = place
     provider.behave = saying(200, body)
 
-    answer = await world.send("/v1/chat/completions", model="claude")
-    other = await world.send("/v1/messages", model="gpt")
+    answer = await world.send(CHAT, model="claude")
+    other = await world.send(MESSAGES, model="gpt")
 
     assert (answer.status, answer.error["code"]) == (502, "provider_garbled")
     assert (other.status, other.json["type"]) == (502, "error")
 
 
-@BOTH
-async def test_a_stream_that_breaks_off_ends_with_an_error(place, model):
+def cut(how):
+    """Behave as a stream that ends in its middle: the connection breaks, or no more is said."""
+
+    async def behave(request, got):
+        events = fakes.messages_events(got.body) if got.path == MESSAGES else fakes.chat_events(got.body)
+        return await fakes.streamed(request, events[:4], cut=how == "broken", pause_s=0.1)
+
+    return behave
+
+
+@pytest.mark.parametrize(("model", "path"), [("gpt", CHAT), ("claude", MESSAGES)])
+async def test_a_stream_whose_connection_breaks_ends_with_an_error(place, model, path):
     world, provider = place
+    provider.behave = cut("broken")
 
-    async def cut(request, got):
-        events = fakes.messages_events(got.body) if got.path == "/v1/messages" else fakes.chat_events(got.body)
-        return await fakes.streamed(request, events[:4], cut=True)
+    answer = await world.send(path, model=model, stream=True)
 
-    provider.behave = cut
+    assert b"error" in answer.body.splitlines()[-2]
+
+
+@pytest.mark.parametrize(("model", "path"), [("claude", CHAT), ("gpt", MESSAGES)])
+async def test_a_translated_stream_whose_connection_breaks_is_cut(place, model, path):
+    world, provider = place
+    provider.behave = cut("broken")
+
+    answer = await world.send(path, model=model, stream=True)
+
+    assert (answer.status, answer.broken) == (200, True)
+
+
+async def test_a_translated_stream_that_says_no_more_ends_with_an_error(place):
+    world, provider = place
+    provider.behave = cut("silent")
+
     with pytest.raises(openai.APIError):
-        async for _chunk in await chat(world).chat.completions.create(model=model, messages=HELLO, stream=True):
+        async for _chunk in await chat(world).chat.completions.create(model="claude", messages=HELLO, stream=True):
             pass
     with pytest.raises(anthropic.APIError):
-        async with messages(world).messages.stream(model=model, messages=HELLO, max_tokens=9) as stream:
+        async with messages(world).messages.stream(model="gpt", messages=HELLO, max_tokens=9) as stream:
             await stream.get_final_message()
 
 
@@ -202,7 +227,7 @@ async def test_a_provider_that_does_not_answer_is_given_up(place):
         await asyncio.sleep(30)
 
     provider.behave = slow
-    answer = await world.send("/v1/chat/completions", model="claude")
+    answer = await world.send(CHAT, model="claude")
 
     assert answer.status == 504
 
@@ -216,9 +241,9 @@ async def test_a_provider_gets_no_more_than_it_may(place):
         await go_on.wait()
 
     provider.behave = held
-    first = asyncio.create_task(world.send("/v1/chat/completions", model="narrow"))
+    first = asyncio.create_task(world.send(CHAT, model="narrow"))
     await came.wait()
-    second = await world.send("/v1/chat/completions", model="narrow")
+    second = await world.send(CHAT, model="narrow")
     go_on.set()
 
     assert (second.status, second.error["code"]) == (503, "overloaded")
@@ -241,7 +266,7 @@ async def test_a_stream_is_cut_when_its_translator_dies_and_the_next_one_serves(
     provider.behave = halting
     body = {"model": "claude", "messages": HELLO, "stream": True}
     try:
-        async with world.http.post(world.url + "/v1/chat/completions", json=body) as answer:
+        async with world.http.post(world.url + CHAT, json=body) as answer:
             await answer.content.readany()
             pid = world.kill("picker")
             go_on.set()
@@ -255,13 +280,13 @@ async def another(world, pid):
     """Whether a picker has taken the place of the one with this pid, and serves."""
     if world.stack.pids().get("picker") in (None, pid):
         return False
-    return (await world.send("/v1/chat/completions", model="gpt")).status == 200
+    return (await world.send(CHAT, model="gpt")).status == 200
 
 
 async def test_a_provider_that_cannot_be_reached_gives_503(place):
     world, _ = place
 
-    answer = await world.send("/v1/chat/completions", model="nowhere")
+    answer = await world.send(CHAT, model="nowhere")
 
     assert answer.status == 503
     assert answer.error["code"] == "engine_failed"
@@ -271,7 +296,7 @@ async def test_a_provider_that_cannot_be_reached_gives_503(place):
 async def test_a_certificate_of_strangers_is_not_taken(place, model):
     world, provider = place
 
-    answer = await world.send("/v1/chat/completions", model=model)
+    answer = await world.send(CHAT, model=model)
 
     assert (answer.status, answer.error["code"]) == (503, "engine_failed")
     assert not provider.got
@@ -280,7 +305,7 @@ async def test_a_certificate_of_strangers_is_not_taken(place, model):
 async def test_a_provider_without_its_secret_gets_nothing(place):
     world, provider = place
 
-    answer = await world.send("/v1/chat/completions", model="keyless")
+    answer = await world.send(CHAT, model="keyless")
 
     assert answer.status == 503
     assert "default/keyless cannot be used: its condition ResolvedRefs" in answer.error["message"]
@@ -290,7 +315,7 @@ async def test_a_provider_without_its_secret_gets_nothing(place):
 async def test_a_target_that_can_be_used_takes_the_share_of_one_that_cannot(place):
     world, provider = place
 
-    answer = await world.send("/v1/chat/completions", model="second")
+    answer = await world.send(CHAT, model="second")
 
     assert answer.status == 200
     assert len(provider.got) == 1
@@ -299,7 +324,7 @@ async def test_a_target_that_can_be_used_takes_the_share_of_one_that_cannot(plac
 async def test_overflow_gets_nothing_while_an_endpoint_is_ready(place):
     world, provider = place
 
-    answers = [await world.send("/v1/chat/completions", model="spare") for _ in range(5)]
+    answers = [await world.send(CHAT, model="spare") for _ in range(5)]
 
     assert {answer.status for answer in answers} == {200}
     assert not provider.got
@@ -308,10 +333,10 @@ async def test_overflow_gets_nothing_while_an_endpoint_is_ready(place):
 async def test_overflow_takes_what_nobody_else_can(place):
     world, provider = place
 
-    answer = await world.send("/v1/chat/completions", model="none-ready")
+    answer = await world.send(CHAT, model="none-ready")
 
     assert answer.status == 200
-    assert provider.got[0].path == "/v1/messages"
+    assert provider.got[0].path == MESSAGES
 
 
 async def test_a_new_credential_is_used_without_a_restart(place):
@@ -321,7 +346,7 @@ async def test_a_new_credential_is_used_without_a_restart(place):
     write(world.directory, [a_secret(provider)])
 
     async def accepted():
-        return (await world.send("/v1/chat/completions", model="gpt")).status == 200
+        return (await world.send(CHAT, model="gpt")).status == 200
 
     await eventually_async(accepted, 20)
 
@@ -334,7 +359,7 @@ async def test_a_new_credential_is_used_without_a_restart(place):
 
 async def test_the_credential_is_shown_nowhere(place):
     world, provider = place
-    await world.send("/v1/chat/completions", model="gpt", headers={"x-request-id": "shown"})
+    await world.send(CHAT, model="gpt", headers={"x-request-id": "shown"})
     decision = await world.decision("shown")
 
     shown = json.dumps(decision) + json.dumps(await world.metrics())
