@@ -7,6 +7,7 @@ The words behind a fence's language say what becomes of a block:
     sh test terminal   run in a terminal of its own until the page is done, or until the page presses Ctrl-C there:
     sh test ctrl-c     end the terminal that was opened last
     sh test kubernetes the page needs what `make kubetest` builds; it is left out where that is not there
+    sh test redis      the page needs a redis-server; it is left out where there is none
     text expect        has to be in the output of the block before it, line by line in this order; … stands for anything
     yaml               manifests of ours have to be valid, and scheduler configurations have to load
     LANGUAGE file=PATH saved there; manifests are taken up by a gateway that runs

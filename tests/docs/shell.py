@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from tests.docs.pages import Block
 
-PORTS = ("8080", "9090", "15000", "8081", "9091", "15001", "8001", "8002", "8003")
+PAIRS = (("8080", "8081"), ("9090", "9091"), ("15000", "15001"))  # the second follows the first, as of two gateways
+PORTS = ("8001", "8002", "8003")
 COPIED = ("examples", "extproc", "tests")  # what pages edit
 PATIENCE_S = 60
 LOOK_EVERY_S = 0.05
@@ -55,6 +56,8 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "matrixinfer"
         self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        for first, second in PAIRS:
+            self._ports[first], self._ports[second] = _free_pair()
         self._terminals: list[_Shell] = []
         self._stack = ExitStack()
         self._last: _Shell | None = None
@@ -195,6 +198,17 @@ class _Shell:
                 why = "the shell has ended" if over else "it is not there"
                 raise Failed(f"{why}; what is there:\n{output}\nwhat should be:\n{pattern}")
             time.sleep(LOOK_EVERY_S)
+
+
+def _free_pair() -> tuple[str, str]:
+    """Two ports that follow each other."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            with suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return str(port), str(port + 1)
 
 
 def _free_ports(count: int) -> list[str]:

@@ -15,6 +15,7 @@ from matrixinfer.cli import up
 from matrixinfer.cluster import directory
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, links, runnable
 from tests.docs.shell import Reader
+from tests.limits import server
 
 OURS = ("networking.matrixinfer.ai/v1alpha1", "workload.matrixinfer.ai/v1alpha1", "v1")
 SCHEDULER = "EndpointPickerConfig"
@@ -31,6 +32,8 @@ def named(page):
 def test_every_command_works_and_says_what_the_page_shows(page, tmp_path):
     if any("kubernetes" in block.tags for block in blocks(page)) and not KUBETEST.is_file():
         pytest.skip("the page needs an API server: `make kubetest`")
+    if any("redis" in block.tags for block in blocks(page)) and server.binary() is None:
+        pytest.skip("the page needs a redis-server")
     with Reader(tmp_path) as reader:
         for block in blocks(page):
             try:
