@@ -38,6 +38,7 @@ spec:
     readinessProbe:
       httpGet: {{path: /health, port: http}}
       periodSeconds: 1
+      failureThreshold: 10
 """
 SIMULATED = {"main-0": "main", "main-1": "main", "spare-0": "spare"}
 
