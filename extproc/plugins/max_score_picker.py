@@ -58,12 +58,14 @@ def best_first(scores: NDArray[np.float64], count: int, draw: Draw) -> NDArray[n
         if len(best) <= _FEW:
             return np.array(_sorted(scores[best].tolist(), best.tolist(), draw)[:count], dtype=np.intp)
     left = scores.copy()
-    chosen = []
-    for _ in range(min(count, n)):
+    chosen: list[int] = []
+    wanted = min(count, n)
+    while len(chosen) < wanted:
         ties = np.flatnonzero(left == left.max())
-        first = ties[int(draw.random() * len(ties))]
-        chosen.append(first)
-        left[first] = -np.inf
+        left[ties] = -np.inf
+        positions = ties.tolist()
+        while positions and len(chosen) < wanted:
+            chosen.append(positions.pop(int(draw.random() * len(positions))))
     return np.array(chosen, dtype=np.intp)
 
 
