@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from controllers import ir
 from controllers.gateway.reconcile import KEY, NAME, WATCHES, Reconciler
+from controllers.leaderworkersets import reconcile as leaderworkersets
 from controllers.modelinfer import reconcile as modelinfer
 from controllers.modelinfer.gangs import Served
 from controllers.webhooks import reconcile as webhooks
@@ -185,6 +186,14 @@ async def _serve(options: argparse.Namespace) -> None:
                 report=watched.reconciled(modelinfer.NAME),
             ),
         }
+        if options.leader_worker_sets:
+            loops[leaderworkersets.NAME] = Loop(
+                cluster,
+                leaderworkersets.controller(),
+                clock=server.clock,
+                may_write=may_write,
+                report=watched.reconciled(leaderworkersets.NAME),
+            )
         if options.webhooks:
             asked = Webhooks(watched.registry)
             place = webhooks.Place(candidate.namespace, options.webhooks_name)
@@ -289,6 +298,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     gateway.add_argument("--fail-closed", action="store_true", help="answer 503 where the picker does not answer")
     gateway.add_argument("--envoy-module", action="store_true", help="Envoy has the project's module")
+    others = parser.add_argument_group("kinds of others")
+    others.add_argument(
+        "--leader-worker-sets",
+        action="store_true",
+        help="run LeaderWorkerSets as ModelInfers; only where their own controller does not",
+    )
     admission = parser.add_argument_group("admission")
     admission.add_argument("--webhooks", default="", metavar="HOST:PORT", help="answer API servers here, over HTTPS")
     admission.add_argument(

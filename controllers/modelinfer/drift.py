@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from matrixinfer.api import kinds, workload
 from matrixinfer.cluster.plan import Apply
@@ -16,15 +16,6 @@ if TYPE_CHECKING:
 LABELLER: Final = (
     "matrixinfer-modelinfer-labels"  # a manager of its own: it owns labels of pods and nothing else of them
 )
-
-
-def differs(wanted: Any, standing: Any) -> bool:
-    """Tell whether something that is wanted stands otherwise; what others have added is no difference."""
-    if isinstance(wanted, dict) and isinstance(standing, dict):
-        return any(key not in standing or differs(part, standing[key]) for key, part in wanted.items())
-    if isinstance(wanted, list) and isinstance(standing, list):
-        return len(wanted) != len(standing) or any(map(differs, wanted, standing))
-    return bool(wanted != standing)
 
 
 def labels(owner: Manifest, seen: Iterable[Seen], pods: Mapping[str, Manifest]) -> Iterator[Apply]:

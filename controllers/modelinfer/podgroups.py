@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from controllers.modelinfer import drift
 from controllers.modelinfer.gangs import Served
 from matrixinfer.api import workload
+from matrixinfer.cluster.manifest import differs
 from matrixinfer.cluster.plan import Apply, Delete
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def decide(
         if revision is None:
             continue
         wanted = gang.pod_group(owner, ordinal, revision)
-        if stands is None or (gang.served is not Served.IN_TREE and drift.differs(wanted, stands)):
+        if stands is None or (gang.served is not Served.IN_TREE and differs(wanted, stands)):
             writes.append(Apply(kind, wanted))
         elif gang.served is Served.IN_TREE:
-            if ordinal not in inhabited and (_going(stands) or drift.differs(wanted["spec"], stands["spec"])):
+            if ordinal not in inhabited and (_going(stands) or differs(wanted["spec"], stands["spec"])):
                 waiting.add(ordinal)
                 writes += _removed(gang, stands)
             elif _asks_for(stands) > sum(role.replicas * role.pods for role in revision.shape.roles):

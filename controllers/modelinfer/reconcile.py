@@ -19,6 +19,7 @@ from controllers.modelinfer.plan import plan
 from controllers.modelinfer.shapes import Limits, Wanted
 from matrixinfer.api import kinds, validation, workload
 from matrixinfer.cluster.loop import Controller, itself, owner
+from matrixinfer.cluster.manifest import differs
 from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Plan, Together
 from matrixinfer.cluster.protocol import Key
 
@@ -214,7 +215,7 @@ def _revision(case: _Case) -> Iterator[Apply]:
     wanted["metadata"]["ownerReferences"] = [children.owned_by(case.manifest)]
     if before is not None:
         wanted["data"] = before.stored["data"] if before.stored else wanted["data"]
-    if before is None or drift.differs(wanted, before.stored):
+    if before is None or differs(wanted, before.stored):
         yield Apply(kinds.CONTROLLER_REVISION, wanted)
 
 
@@ -278,7 +279,7 @@ def _services(case: _Case, world: World, taken: Mapping[str, str]) -> Iterator[A
             continue
         wanted = children.service(case.manifest, key)
         stands = standing.pop(wanted["metadata"]["name"], None)
-        if wanted["metadata"]["name"] not in taken and (stands is None or drift.differs(wanted, stands)):
+        if wanted["metadata"]["name"] not in taken and (stands is None or differs(wanted, stands)):
             yield Apply(kinds.SERVICE, wanted)
     for one in standing.values():
         if not _unknown(case, one):

@@ -66,6 +66,7 @@ VALIDATING_WEBHOOK_CONFIGURATION: Final = Kind(
     namespaced=False,
     status=False,
 )
+LEADER_WORKER_SET: Final = Kind("leaderworkerset.x-k8s.io", "v1", "LeaderWorkerSet", "leaderworkersets")
 VOLCANO_POD_GROUP: Final = Kind("scheduling.volcano.sh", "v1beta1", "PodGroup", "podgroups")
 IN_TREE_POD_GROUP: Final = Kind("scheduling.k8s.io", "v1alpha2", "PodGroup", "podgroups")
 

@@ -142,3 +142,12 @@ def set_value_at(manifest: Manifest, path: str, value: Any) -> None:
     for member in parents:
         at = at.setdefault(member, {})
     at[last] = value
+
+
+def differs(wanted: Any, standing: Any) -> bool:
+    """Tell whether something that is wanted stands otherwise; what others have added is no difference."""
+    if isinstance(wanted, dict) and isinstance(standing, dict):
+        return any(key not in standing or differs(part, standing[key]) for key, part in wanted.items())
+    if isinstance(wanted, list) and isinstance(standing, list):
+        return len(wanted) != len(standing) or any(map(differs, wanted, standing))
+    return bool(wanted != standing)

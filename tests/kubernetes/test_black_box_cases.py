@@ -1,6 +1,6 @@
 """The peers' black-box cases about ModelInfer (their ModelServing), on a real API server: each test is named after its case.
 
-What is there is looked at with the official client.
+What is there is looked at with the official client. One case, LWSAPIBasic, is in test_leader_worker_sets.py.
 """
 
 from __future__ import annotations
@@ -199,8 +199,7 @@ async def test_role_status_events(customer, controller):
     await eventually(told)
 
 
-async def test_lws_api_basic(customer, controller):
-    """What LeaderWorkerSet's users look pods up by; a LeaderWorkerSet itself is not read."""
+async def test_lws_standard_labels(customer, controller):
     await customer.create(a_role("default", workers=1), plugins=[{"name": "lws-standard-labels"}])
     await customer.settled()
 
