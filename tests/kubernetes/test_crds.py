@@ -131,6 +131,7 @@ def test_defaults_are_written_into_the_object(kubectl, namespace):
 
 
 TARGET = {"modelServerName": "x"}
+MIRROR = {"modelServerName": "y"}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,27 @@ TARGET = {"modelServerName": "x"}
         (
             a_route(rules=[{"targetModels": [TARGET], "modelMatch": {"headers": {"a b": {"exact": "c"}}}}]),
             ("modelMatch.headers", "every key must be a header name"),
+        ),
+        (
+            a_route(rules=[{"targetModels": [TARGET], "stickyBy": {"header": "x-user", "cookie": "session"}}]),
+            ("spec.rules[0].stickyBy", "set exactly one of header, cookie and caller"),
+        ),
+        (
+            a_route(rules=[{"targetModels": [TARGET], "stickyBy": {"header": "x user"}}]),
+            ("spec.rules[0].stickyBy.header", "should match"),
+        ),
+        (
+            a_route(rules=[{"targetModels": [TARGET], "mirrors": [MIRROR, MIRROR | {"percent": 5}]}]),
+            ("spec.rules[0].mirrors", "must not mirror to the same ModelServer twice"),
+        ),
+        (
+            a_route(rules=[{"targetModels": [TARGET], "mirrors": [MIRROR | {"percent": 101}]}]),
+            ("spec.rules[0].mirrors[0].percent", "less than or equal to 100"),
+        ),
+        (a_route(trafficPolicy={"idleTimeout": "0s"}), ("spec.trafficPolicy.idleTimeout", "must be longer than zero")),
+        (
+            a_route(trafficPolicy={"retry": {"attempts": 1, "retryOn": ["404"]}}),
+            ("spec.trafficPolicy.retry.retryOn[0]", "should match"),
         ),
         (an_infer(a_role("a"), a_role("a")), ("two roles have the same name",)),
         (an_infer(rolloutStrategy=rolling(maxUnavailable="101%")), ("maxUnavailable",)),
