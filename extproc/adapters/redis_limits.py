@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 import math
+import ssl
 from collections import Counter, deque
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,7 +24,7 @@ import redis.asyncio
 from redis.asyncio.cluster import ClusterNode
 from redis.exceptions import NoScriptError
 
-from extproc.adapters import telemetry
+from extproc.adapters import resp, telemetry
 from extproc.errors import Busy, ConfigError
 from extproc.types import Taken
 
@@ -286,13 +287,21 @@ class _Store:
         if where.kind == "cluster":
             nodes = [ClusterNode(host, port) for host, port in where.hosts]
             return redis.asyncio.RedisCluster(startup_nodes=nodes, **options)
+        user = (where.username,) if where.username is not None else ()
+        greeting = [("AUTH", *user, where.password)] if where.password is not None else []
+        tls = ssl.create_default_context(cafile=where.ca_file) if where.tls else None
         if where.kind == "sentinel":
             make: Any = redis.asyncio.Sentinel  # untyped
             sentinel = make(where.hosts, sentinel_kwargs=options, **options)
             self._sentinels = list(sentinel.sentinels)
-            return sentinel.master_for(where.path)
-        host, port = where.hosts[0]
-        return redis.asyncio.Redis(host=host, port=port, db=int(where.path or 0), **options)
+            return resp.Client(lambda: sentinel.discover_master(where.path), greeting=greeting, tls=tls)
+        if where.path:
+            greeting.append(("SELECT", where.path))
+
+        async def here() -> tuple[str, int]:
+            return where.hosts[0]
+
+        return resp.Client(here, greeting=greeting, tls=tls)
 
 
 async def _within(limit_s: float, work: Coroutine[Any, Any, Any]) -> Any:
