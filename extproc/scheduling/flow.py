@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from extproc.scheduling.parameters import Report
 
-LONGEST_TTL_S: Final = 3600.0  # what Envoy lets the picker wait, and reservations of limits outlive
+LONGEST_TTL_S: Final = (
+    600.0  # OpenAI's clients wait as long; Envoy's idle timeout and reservations of limits outlive it
+)
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _QUANTITIES: Final = {
     "": 1,
@@ -55,7 +57,7 @@ def _quantity(text: str, name: str) -> int:
 def _ttl(text: str, name: str) -> float:
     found = seconds(text, name)
     if not 0 < found <= LONGEST_TTL_S:
-        raise ValueError(f"{name} must be more than 0s and at most {LONGEST_TTL_S / 3600:g}h, not {text!r}")
+        raise ValueError(f"{name} must be more than 0s and at most {LONGEST_TTL_S / 60:g}m, not {text!r}")
     return found
 
 

@@ -1,0 +1,78 @@
+"""Flow control on a real stack: Envoy, the picker's process, simulated engines, tenants with API keys."""
+
+import asyncio
+import json
+
+import aiohttp
+import pytest
+
+from bench import flow
+from tests.e2e.stack import say
+from tests.local.waiting import eventually_async
+
+pytestmark = pytest.mark.envoy
+
+
+async def test_a_tenant_hardly_notices_another_that_floods(tmp_path):
+    """Per cent of the time to the first token that the slowest twentieth has alone; the documents among its prompts."""
+    async with (
+        flow.stack(tmp_path / "fair", flow.FAIR) as fair,
+        flow.stack(tmp_path / "strict", flow.BY_ARRIVAL) as strict,
+    ):
+        await asyncio.gather(fair.ready(), strict.ready())
+        alone = await flow.tenants(fair.url, seconds=5, flooded=False)
+        shared = await flow.tenants(fair.url, seconds=5, flooded=True)
+        by_arrival = await flow.tenants(strict.url, seconds=3, flooded=True)
+
+    for name, seen in (("alone", alone), ("beside a flood", shared), ("beside it, by arrival", by_arrival)):
+        say(f"time to the first token {name}: p50 {seen.at(0.5):.3f} s, p95 {seen.at(0.95):.3f} s")
+    assert shared.at(0.95) < 1.5 * alone.at(0.95)
+    assert by_arrival.at(0.95) > 3 * shared.at(0.95)
+    assert shared.flood_served > 0  # what the calm tenant leaves is the flood's
+
+
+async def test_a_thousand_requests_wait_for_nearly_nothing_and_leave_at_once(tmp_path):
+    async with flow.stack(tmp_path / "parked", flow.FAIR, engines=1) as stack:
+        await stack.ready()
+        found = await flow.parked(stack, seconds=2)
+
+    say(f"1,000 that wait: {found.mib:.1f} MiB, {found.cpu:.4f} of a core, gone after {found.left_s:.2f} s")
+    assert found.waiting == 1000
+    assert found.mib < 30
+    assert found.cpu < 0.1
+    assert found.left_s < 10
+
+
+async def test_who_waits_is_told_on_the_page_and_goes_in_turn(tmp_path):
+    async with flow.stack(tmp_path / "turns", flow.FAIR, engines=1) as stack, aiohttp.ClientSession() as http:
+        await stack.ready()
+
+        async def ask(tenant, tokens, name):
+            body = {"model": "demo", "prompt": name, "max_tokens": tokens}
+            headers = {**flow._headers(tenant), "x-matrixinfer-explain": "1", "x-request-id": name}
+            url = f"{stack.url}/v1/completions"
+            async with http.post(url, data=json.dumps(body), headers=headers) as answer:
+                assert answer.status == 200, await answer.text()
+                return json.loads(answer.headers["x-matrixinfer-decision"])["queue"]
+
+        async def waiting(count):
+            async with http.get(f"{stack.admin_url}/queues") as answer:
+                return (await answer.json())["waiting"] == count
+
+        first = asyncio.create_task(ask("flood", 100, "first"))
+        await eventually_async(lambda: is_open(http, stack, 1))
+        second = asyncio.create_task(ask("flood", 1, "second"))
+        third = asyncio.create_task(ask("calm", 1, "third"))
+        await eventually_async(lambda: waiting(2))
+        told = await asyncio.gather(first, second, third)
+
+        assert [one["tenant"] for one in told] == ["flood", "flood", "calm"]
+        assert told[0]["waited_s"] == 0
+        assert told[2]["waited_s"] > 0
+        assert told[1]["waited_s"] > 0
+        await eventually_async(lambda: waiting(0))
+
+
+async def is_open(http, stack, count):
+    async with http.get(f"{stack.admin_url}/endpoints") as answer:
+        return sum(one["inflight"] for one in (await answer.json())["endpoints"]) == count
