@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import time
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ import pytest_asyncio
 
 from controllers import ir
 from matrixinfer.api import dataplane
-from tests.xds.stack import answer_json, running, stream
+from tests.xds.issuer import Authority
+from tests.xds.stack import Engine, answer_json, running, stream
 
 pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
@@ -396,3 +398,71 @@ async def test_the_routes_times_hold_without_the_picker_as_well(stack):
     answer = await stack.envoy.request(body=b'{"model":"named"}')
 
     assert (answer.status, got(stack)[0]) == (500, 3)
+
+
+# ---- what stands behind the words
+
+
+async def test_a_body_that_came_in_pieces_is_renamed_and_has_a_length(stack):
+    picked(stack, 0, 1, b="b")
+    fails(stack, 0)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
+    pieces = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (BODY[:20], BODY[20:]))
+
+    answer = await stack.envoy.raw(head + b"transfer-encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n")
+
+    (request,) = stack.engines[1].requests
+    assert answer.status == 200
+    assert request.body == BODY.replace(b"name-of-a", b"b")
+    assert request.headers["content-length"] == str(len(request.body))
+    assert "transfer-encoding" not in request.headers
+
+
+async def test_a_name_for_a_place_that_is_not_in_the_body_changes_nothing(stack):
+    picked(stack, 0, 1, b="b")
+    answered = stack.picker.answer
+    stack.picker.answer = lambda h, b: replace(
+        answered(h, b), names=answered(h, b).names | {dataplane.SPAN: f"{len(BODY) - 3}:40"}
+    )
+    fails(stack, 0)
+
+    assert (await stack.envoy.request(body=BODY)).status == 200
+    assert stack.engines[1].requests[0].body == BODY
+
+
+@pytest.mark.parametrize(("on", "tries"), [(("reset",), 2), (("connect-failure", "503"), 1)])
+async def test_a_try_that_takes_too_long_counts_as_a_reset(stack, on, tries):
+    policy = ir.Policy(timeout_s=0.2, retry=ir.Retry(1, 0.001, on))
+    await handled(stack, a_handling("a", policy=policy))
+    picked(stack, 0)
+    stack.engines[0].behave = silent
+
+    answer = await stack.envoy.request(body=BODY)
+
+    assert (answer.status, answer.json["error"]["code"], got(stack)[0]) == (504, "engine_timeout", tries)
+
+
+async def test_engines_behind_tls_and_without_stand_in_one_list(stack, tmp_path):
+    certificate, key = Authority().issue("engine")
+    (tmp_path / "both.pem").write_bytes(certificate + key)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "both.pem")
+    secure = Engine()
+    await secure.start(tls=context)
+    try:
+        backends = (
+            ir.Backend("default", "a", (ir.Endpoint("127.0.0.1", secure.port),), tls=True),
+            stack.config.backends[1],
+        )
+        await stack.apply(backends=backends)
+        picked(stack, 0, 1)
+        named = f"{secure.address},{stack.engines[1].address}"
+        stack.picker.answer = lambda _h, _b, pick=stack.picker.answer: replace(pick(_h, _b), endpoints=named)
+        first = await stack.envoy.request(body=BODY)
+        secure.behave = lambda request, writer: answer_json(request, writer, b"no", "503 Service Unavailable")
+        second = await stack.envoy.request(body=BODY)
+    finally:
+        await secure.stop()
+
+    assert (first.status, second.status) == (200, 200)
+    assert (len(secure.requests), len(stack.engines[1].requests)) == (2, 1)
