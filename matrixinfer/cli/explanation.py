@@ -23,7 +23,7 @@ WIDE = 100  # columns from which pods have room beside their addresses
 
 def explanation(decision: pages.Decision, pods: Mapping[str, str], *, width: int) -> RenderableType:
     """Return everything that is known of a decision; `pods` are names by address."""
-    return Group(*_head(decision, pods), "", _candidates(decision, pods, wide=width >= WIDE), "", _end(decision.end))
+    return Group(*_head(decision, pods), "", _candidates(decision, pods, wide=width >= WIDE), "", _end(decision))
 
 
 def _head(decision: pages.Decision, pods: Mapping[str, str]) -> Iterator[RenderableType]:
@@ -101,14 +101,16 @@ def _candidates(decision: pages.Decision, pods: Mapping[str, str], *, wide: bool
     return Group(table, *left_out, Text(legend, "dim"))
 
 
-def _end(end: pages.End) -> RenderableType:
+def _end(decision: pages.Decision) -> RenderableType:
+    end = decision.end
     if end.end == "open":
         return Text.assemble(("ended   ", "dim"), "not yet: the answer is on its way")
     line = Text.assemble(("ended   ", "dim"), (end.end, "bold green" if end.end == "complete" else "bold red"))
     outcome = end.outcome
     if outcome is not None:
         line.append(f", status {outcome.status}" if outcome.status else ", without an answer")
-        line.append(f" from {end.served}" if end.served else "")
+        of = f" of {end.target}" if end.target not in ("", decision.target) else ""
+        line.append(f" from {end.served}{of}" if end.served else "")
         line.append(f" after {words.seconds(outcome.duration_s)}")
         if outcome.first_token_s is not None:
             line.append(f", first token after {words.seconds(outcome.first_token_s)}")

@@ -159,6 +159,7 @@ class End:
 
     end: str
     served: str = ""
+    target: str = ""  # whose endpoint answered, or was to answer
     failed: tuple[str, ...] = ()
     outcome: Outcome | None = None
 

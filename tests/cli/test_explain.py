@@ -133,6 +133,15 @@ def test_a_wide_terminal_shows_pods_and_whole_names_of_scorers():
             {"end": "client-gone", "outcome": {"status": 0, "duration_s": 2.0}},
             "client-gone, without an answer after 2.0s",
         ),
+        (
+            {
+                "end": "complete",
+                "served": "10.0.0.9:8000",
+                "target": "default/spare",
+                "outcome": {"status": 200, "duration_s": 2.0},
+            },
+            "complete, status 200 from 10.0.0.9:8000 of default/spare after 2.0s",
+        ),
     ],
 )
 def test_every_end_has_its_words(end, says):
