@@ -121,7 +121,7 @@ class Retry(Owned):
             max_length=16,
             json_schema_extra={"x-kubernetes-list-type": "set"},
             description="What a try has to fail by, before its answer began, to be followed by another: `connect-failure`, "
-            "`reset` (the connection broke), `refused-stream`, or a status: 429 or one from 500 to 599.",
+            "`reset` (the connection broke, or the try took too long), `refused-stream`, or a status: 429 or one from 500 to 599.",
         ),
     ] = RETRY_ON
 
