@@ -189,6 +189,7 @@ class _Picker:
         self._telemetry.add_source(lambda: flow_metrics.metrics(self._director.gate, time.monotonic()))
         self._telemetry.add_source(lambda: prefill.metrics(self._director.prefilling.counts, self._errands.calls))
 
+        self._telemetry.add_source(self._outward.metrics)
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         stop = asyncio.Event()

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 
+from extproc.adapters import telemetry
 from extproc.adapters.transport.calls import Status
 from extproc.errors import Rejection
 from extproc.protocol import codec
@@ -22,7 +24,9 @@ from extproc.providers import exchange, note
 from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client.metrics_core import Metric
 
     from extproc.adapters.transport.calls import Call, Listener
 
@@ -34,8 +38,7 @@ class Outward:
     """Opens exchanges."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
-        self.tries = 0
-        self.translations = 0
+        self.tries: Counter[tuple[str, str]] = Counter()  # provider, status of its answer
         self.strangers = 0  # without a note of ours
         self.bugs = 0
         self._clock = clock
@@ -43,6 +46,15 @@ class Outward:
     def open(self, call: Call) -> Listener:
         """Return the listener of a call, whichever filter makes it."""
         return _Exchange(self, call)
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield what is counted."""
+        yield telemetry.counter(
+            "matrixinfer_provider_tries",
+            "Tries at external providers, by the status of the answer.",
+            {labels: number for labels, number in self.tries.items()},  # noqa: C416 - Counter is no Mapping[str, float]
+            ("provider", "status"),
+        )
 
     def now(self) -> int:
         """Return seconds since the epoch."""
@@ -103,7 +115,6 @@ class _Exchange:
 
     def _request(self, request: Any) -> None:
         told = note.read(_noted(request))
-        self._service.tries += 1
         if told is None:
             self._service.strangers += 1
             refusal = codec.refusal(Rejection("This provider is only reached through the picker."))
@@ -119,6 +130,7 @@ class _Exchange:
     def _head(self, found: exchange.Try, message: Any) -> None:
         status, headers = _status(message)
         told = found.response(status, headers)
+        self._service.tries[found.provider, str(status)] += 1
         answer = pb.ProcessingResponse()
         if isinstance(told, exchange.Replaced):
             _replace(answer.response_headers.response, told)
@@ -131,7 +143,6 @@ class _Exchange:
 
     def _begin(self, request: Any) -> None:
         told = note.read(_noted(request))
-        self._service.translations += 1
         if told is None:  # an engine that marks its answer as if it were a provider
             self._service.strangers += 1
             self._call.send(codec.CONTINUE_RESPONSE_HEADERS)

@@ -81,6 +81,11 @@ class Try:
     def __init__(self, note: Note) -> None:
         self._note = note
 
+    @property
+    def provider(self) -> str:
+        """`namespace/name`."""
+        return self._note.name
+
     def request(self, names: Iterable[str], credentials: Iterable[str]) -> Headers:
         """Say what is changed of a request with these headers; `credentials` are removed, seen or not."""
         note = self._note

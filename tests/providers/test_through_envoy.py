@@ -289,3 +289,18 @@ async def test_many_streams_at_once_are_kept_apart(place):
     told = await asyncio.gather(*(ask(number) for number in range(40)))
 
     assert told == [f"The <{number}>is wide." for number in range(40)]
+
+
+async def test_tries_are_counted_by_what_the_provider_answered(place):
+    world, provider = place
+    await world.send(CHAT, model="claude")
+    before = await world.metrics()
+    provider.key = "another"
+
+    await world.send(CHAT, model="claude")
+    provider.key = fakes.KEY
+
+    after = await world.metrics()
+    refused = "matrixinfer_provider_tries_total{provider=default/anthropic,status=401}"
+    assert after[refused] == before.get(refused, 0) + 1
+    assert before["matrixinfer_provider_tries_total{provider=default/anthropic,status=200}"] > 0
