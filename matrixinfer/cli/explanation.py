@@ -46,6 +46,11 @@ def _head(decision: pages.Decision, pods: Mapping[str, str]) -> Iterator[Rendera
         f"about {words.number(decision.prompt_tokens)} tokens; ",
         f"{decision.matched_blocks} of its {decision.blocks} prefix blocks known at the chosen endpoint",
     )
+    if decision.queue is not None:
+        queue = decision.queue
+        whose = f", tenant {words.printable(queue.tenant)}" if queue.tenant else ""
+        waited = f"waited {queue.waited_s:.3f} s for its turn" if queue.waited_s else "did not wait"
+        yield Text.assemble(("queue   ", "dim"), waited, (f" (priority {queue.priority}{whose})", "dim"))
     if decision.prefill is not None:
         yield Text.assemble(("prefill ", "dim"), _prefill(decision.prefill, pods))
     if decision.endpoints:

@@ -186,6 +186,15 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """How a decision's request got its turn."""
+
+    priority: int
+    tenant: str
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """/decisions/{id}."""
 
@@ -203,6 +212,7 @@ class Decision:
     s_ago: float
     end: End
     prefill: Prefill | None = None  # None: the ModelServer's pods do both
+    queue: Queue | None = None  # None: without flow control
     profile: str = ""
     picker: str = ""
     reason: str = ""

@@ -26,6 +26,7 @@ LATER = {"real-vllm"}  # needs vLLM
 HERE = {
     "quickstart",
     "access",
+    "fairness",
     "prefill-decode",
     "canary",
     "header-routing",

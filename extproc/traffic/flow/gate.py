@@ -75,8 +75,8 @@ class Counts:
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     waits: dict[int, list[int]] = field(default_factory=dict)
-    waited_s: Counter[int] = field(default_factory=Counter)
-    tokens: Counter[str] = field(default_factory=Counter)  # weighted, by tenant as the configuration names it
+    waited_s: dict[int, float] = field(default_factory=dict)
+    tokens: dict[str, float] = field(default_factory=dict)  # weighted, by tenant as the configuration names it
 
 
 class Gate:
@@ -136,6 +136,7 @@ class Gate:
             pool=server,
             priority=who.priority,
             tenant=who.tenant,
+            weight=callers.weight(rules, who.tenant),
             size=len(http.body),
             tokens=expected,
             at=now,
@@ -157,7 +158,7 @@ class Gate:
         if queue is None:
             return
         queue.granted -= 1
-        self._charge(queue, entry, self._weighed(entry, entry.tokens[0], min(cached, entry.tokens[0]), entry.tokens[1]))
+        self._charge(entry, self._weighed(entry, entry.tokens[0], min(cached, entry.tokens[0]), entry.tokens[1]))
         if queue.count:
             self._pump(entry.pool, queue)
 
@@ -166,9 +167,7 @@ class Gate:
         sent, outcome = settlement.sent, settlement.outcome
         entry = self._entries.pop(sent.ticket, None)
         if entry is not None:
-            queue = self.queues.get(entry.pool)
-            if queue is not None:
-                self._correct(queue, entry, outcome)
+            self._correct(entry, outcome)
         queue = self.queues.get(sent.target)
         if queue is not None and queue.count:
             self._pump(sent.target, queue)
@@ -183,7 +182,7 @@ class Gate:
         if entry.state is State.GRANTED:
             if queue is not None:
                 queue.granted -= 1
-                self._charge(queue, entry, 0.0)
+                self._charge(entry, 0.0)
                 self._pump(entry.pool, queue)
         elif queue is not None:
             self._take_out(queue, entry)
@@ -254,7 +253,7 @@ class Gate:
         if queue is None:
             queue = self.queues[entry.pool] = Queue()
         rule = rules.band(entry.priority)
-        band = queue.band(entry.priority, rule)
+        band = entry.band = queue.band(entry.priority, rule)
         if not queue.count and self.places(entry.pool, now) - queue.granted >= 1:
             self._entries[entry.ticket] = entry
             band.counters.lift(entry.tenant, ())
@@ -331,48 +330,45 @@ class Gate:
         waited_s = now - entry.at
         cells = self.counts.waits.setdefault(entry.priority, [0] * (len(BOUNDS) + 1))
         cells[sum(waited_s > bound for bound in BOUNDS)] += 1
-        self.counts.waited_s[entry.priority] += waited_s  # type: ignore[assignment] # a Counter of seconds
+        self.counts.waited_s[entry.priority] = self.counts.waited_s.get(entry.priority, 0.0) + waited_s
         entry.end(None)
 
     def _start(self, queue: Queue, entry: Entry) -> None:
         entry.state = State.GRANTED
         queue.granted += 1
-        band = queue.bands[entry.priority]
         entry.expected = self._weighed(entry, entry.tokens[0], 0, entry.tokens[1])
-        band.counters.serve(entry.tenant, entry.expected)
+        queue.bands[entry.priority].counters.serve(entry.tenant, entry.expected)
         self._tell(entry, entry.expected)
 
-    def _charge(self, queue: Queue, entry: Entry, tokens: float) -> None:
+    def _charge(self, entry: Entry, tokens: float) -> None:
         """Let the request count `tokens` from now on."""
         more = tokens - entry.expected
-        if more:
+        if more and entry.band is not None:
             entry.expected = tokens
-            queue.bands[entry.priority].counters.correct(entry.tenant, more)
+            entry.band.counters.correct(entry.tenant, more)
             self._tell(entry, more)
 
     def _tell(self, entry: Entry, tokens: float) -> None:
-        tenants = self.rules.tenants if self.rules is not None else {}
-        self.counts.tokens[entry.tenant if entry.tenant in tenants else "other"] += tokens  # type: ignore[assignment] # likewise
+        tenants = self.rules.tenants if self.rules is not None else ()
+        name = entry.tenant if entry.tenant in tenants else "other"
+        self.counts.tokens[name] = self.counts.tokens.get(name, 0.0) + tokens
 
     def _weighed(self, entry: Entry, prompt: int, cached: int, output: int) -> float:
-        rules = self.rules
-        prices = None if rules is None else rules.band(entry.priority).prices
-        if rules is None or prices is None:
-            return 0.0
-        return prices.weighed(prompt, cached, output) / callers.weight(rules, entry.tenant)
+        prices = entry.band.rule.prices if entry.band is not None else None
+        return 0.0 if prices is None else prices.weighed(prompt, cached, output) / entry.weight
 
-    def _correct(self, queue: Queue, entry: Entry, outcome: Outcome | None) -> None:
+    def _correct(self, entry: Entry, outcome: Outcome | None) -> None:
         """Count what the engine did in place of what was expected."""
         if outcome is None:
             return
         if not outcome.placed or not outcome.endpoint:
-            self._charge(queue, entry, 0.0)
+            self._charge(entry, 0.0)
             return
         prompt, output = outcome.prompt_tokens, outcome.completion_tokens
         if prompt is None and output is None:
             return
         prompt = prompt or 0
-        self._charge(queue, entry, self._weighed(entry, prompt, min(outcome.cached_tokens or 0, prompt), output or 0))
+        self._charge(entry, self._weighed(entry, prompt, min(outcome.cached_tokens or 0, prompt), output or 0))
         if outcome.complete and output is not None:
             if len(self._answers) >= _MOST_TENANTS and entry.tenant not in self._answers:
                 self._answers.clear()

@@ -34,6 +34,7 @@ class Entry:
     __slots__ = (
         "answer",
         "at",
+        "band",
         "deadline",
         "expected",
         "known",
@@ -45,6 +46,7 @@ class Entry:
         "ticket",
         "tokens",
         "verdict",
+        "weight",
     )
 
     def __init__(  # noqa: PLR0913 - what a request is to the gate
@@ -54,6 +56,7 @@ class Entry:
         pool: str,
         priority: int,
         tenant: str,
+        weight: float,
         size: int,
         tokens: tuple[int, int],
         at: float,
@@ -64,12 +67,14 @@ class Entry:
         self.pool = pool
         self.priority = priority
         self.tenant = tenant
+        self.weight = weight
         self.size = size
         self.tokens = tokens
         self.at = at  # monotonic seconds
         self.known = known
         self.expected = 0.0  # what it was charged
         self.deadline = 0.0
+        self.band: Band | None = None
         self.state = State.WAITING
         self.verdict: Rejection | None = None
         self.answer: Callable[[Rejection | None], None] | None = None
