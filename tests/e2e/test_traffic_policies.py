@@ -198,6 +198,57 @@ async def moved(world, first):
     return await sticky(world, users, x_matrixinfer_explain="1") != {user: first[user] for user in users}
 
 
+async def test_no_request_fails_while_the_rules_handling_changes(world):
+    path = world.directory / "modelroute-canary.yaml"
+    before = path.read_text()
+    old, new = a_target("old", 90), a_target("new", 10)
+    mirrors = {"mirrors": [{"modelServerName": "third"}]}
+    versions = [
+        a_route("canary", old),
+        a_route("canary", old, new, a_target("third")),
+        a_route("canary", new, rule=mirrors),
+        a_route("canary", old, new, trafficPolicy={"timeout": "30s"}),
+        a_route("canary", a_target("third"), new, rule=mirrors, trafficPolicy={"retry": {"attempts": 1}}),
+        before,
+    ]
+    request, over = a_request("canary"), asyncio.Event()
+
+    async def keep_asking():
+        client, statuses = await load.connect(world.url, keep_body=True), Counter()
+        while not over.is_set():
+            sample = await client.send(0, request)
+            statuses[sample.status] += 1
+        client.close()
+        return statuses
+
+    asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
+    for version in versions:
+        rebuilt = await rebuilds(world)
+        path.write_text(version)
+        await eventually_async(lambda rebuilt=rebuilt: changed(world, rebuilt))
+        served = await world.metrics()
+        await eventually_async(lambda served=served: went_on(world, served))
+    over.set()
+
+    statuses = sum(await asyncio.gather(*asking), Counter())
+    say(f"{statuses.total()} requests over {len(versions)} versions of their route")
+    assert set(statuses) == {200}
+
+
+async def rebuilds(world):
+    return (await world.metrics())["matrixinfer_world_rebuilds_total"]
+
+
+async def changed(world, before):
+    return await rebuilds(world) > before
+
+
+async def went_on(world, before):
+    """Whether some hundred requests were settled since."""
+    name = "matrixinfer_ledger_total{event=settled}"
+    return (await world.metrics())[name] >= before[name] + 150
+
+
 # ---- a target that dies
 
 
