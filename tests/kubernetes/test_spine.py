@@ -46,8 +46,12 @@ async def test_the_examples_are_served_by_pods_that_model_infer_made(installed):
     kubectl(installed, "apply", "-f", "examples/model-infer")
     async with deployed(installed) as spine:
         await eventually(spine.serves)
-        kubectl(installed, "wait", "mi/demo", "--for=condition=Available", "--timeout=60s")
-        kubectl(installed, "wait", "modelroute/demo", "--for=condition=Programmed", "--timeout=60s")
+        await asyncio.to_thread(
+            kubectl, installed, "wait", "mi/demo", "--for=condition=Available", "--timeout=60s"
+        )  # the node is in this process
+        await asyncio.to_thread(
+            kubectl, installed, "wait", "modelroute/demo", "--for=condition=Programmed", "--timeout=60s"
+        )  # the node is in this process
         made = await asyncio.to_thread(core.list_namespaced_pod, "default")
 
         async def knows_both():
