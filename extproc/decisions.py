@@ -57,6 +57,7 @@ def described(record: Record) -> dict[str, Any]:
         "blocks": sent.blocks,
         "matched_blocks": sent.matched,
         "predicted_cached_tokens": sent.predicted_cached_tokens,
+        **({"reason": "an external provider, of which nothing is measured"} if sent.outside else {}),
         **({"queue": record.passed.document()} if record.passed is not None else {}),
         **({"prefill": record.prefill.document()} if record.prefill is not None else {}),
         **(record.trace.document() if record.trace is not None else {}),

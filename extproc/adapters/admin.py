@@ -15,6 +15,7 @@ from aiohttp import web
 
 from extproc.adapters import flow_metrics
 from extproc.decisions import described
+from extproc.traffic.routes import unmet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _PAGES: Final = {
     "/endpoints": "every engine: load, what it holds, its standing",
-    "/routes": "models, routes and ModelServers, and what is wrong with any of them",
+    "/routes": "models, routes, ModelServers and providers, and what is wrong with any of them",
     "/decisions": "recent decisions and refusals, newest first; ?limit=N, ?model=NAME",
     "/decisions/{id}": "one of them, by ticket or x-request-id: candidates, scores, why the winner won, how it ended",
     "/queues": "what waits for its turn, by ModelServer, priority and tenant, with the tenants' counters",
@@ -138,6 +139,13 @@ class _Pages:
                 "routes": routes,
                 "skipped": table.skipped,
                 "servers": servers,
+                "providers": {
+                    key: {
+                        "spec": one.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
+                        "unmet": unmet(one) or None,
+                    }
+                    for key, one in table.providers.items()
+                },
                 "problems": self._shown.view.problems,
             }
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 
 import aiohttp.web
 import anthropic
@@ -304,3 +305,20 @@ async def test_tries_are_counted_by_what_the_provider_answered(place):
     refused = "matrixinfer_provider_tries_total{provider=default/anthropic,status=401}"
     assert after[refused] == before.get(refused, 0) + 1
     assert before["matrixinfer_provider_tries_total{provider=default/anthropic,status=200}"] > 0
+
+
+async def test_a_decision_is_explained(place):
+    world, _ = place
+    name = world.new_id()
+    await world.send(CHAT, model="claude", headers={"x-request-id": name})
+    await world.decision(name)
+
+    command = (sys.executable, "-m", "matrixinfer", "explain", "--admin", world.stack.admin_url, name)
+    explain = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    told, _ = await explain.communicate()
+    async with world.http.get(f"{world.stack.admin_url}/routes") as answer:
+        shown = (await answer.json())["providers"]["default/anthropic"]
+
+    assert b"claude -> provider/default/anthropic as their-model" in told
+    assert b"an external provider" in told
+    assert (shown["spec"]["providerType"], shown["unmet"]) == ("Anthropic", None)
