@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from matrixinfer.api import core, kinds
-from matrixinfer.cluster.protocol import Conflict, EventType, Expired, NotFound, Unavailable
+from matrixinfer.cluster.protocol import ClusterError, Conflict, EventType, Expired, NotFound, Unavailable
 from matrixinfer.local import environment
 from matrixinfer.local.environment import NODE_NAME
 from matrixinfer.local.names import Names
@@ -186,7 +186,7 @@ class Node:
         while True:
             try:
                 return (await self._cluster.list(kinds.SERVICE)).items
-            except Unavailable:
+            except ClusterError:
                 await asyncio.sleep(RETRY_S)
 
     async def _sources(self, pod: core.Pod) -> dict[tuple[str, str], dict[str, str]]:

@@ -179,9 +179,17 @@ async def deployed(plane, *, engines: bool = True):
         try:
             yield spine
         except BaseException:
-            for name in spine.processes:
-                sys.stdout.write(f"--- {name}\n{spine.said(name)[-3000:]}\n")
+            _tell(spine)
             raise
+
+
+def _tell(spine: Spine) -> None:
+    """Write down what is known of a failure."""
+    for log in sorted(spine.folder.glob("*.log")):
+        text = log.read_text(errors="replace")
+        sys.stdout.write(f"--- {log.stem}\n{text[:2000]}\n...\n{text[-1000:]}\n")
+    seen = kubectl(spine.plane, "get", "pods,mi,ms,mr,events", "-A", "-o", "yaml", check=False)
+    sys.stdout.write(seen.stdout + seen.stderr)
 
 
 async def _stopped(spine: Spine) -> None:
