@@ -58,7 +58,7 @@ _WATCHES_AT_MOST: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the client behaves. `silence_s` is how long a watch may say nothing: servers send a bookmark each minute."""
+    """How the client behaves. `silence_s` is how long a watch may say nothing before it is asked for anew."""
 
     manager: str = "matrixinfer"  # whom fields belong to that are written by anything but apply
     rate: Rate = field(default_factory=Rate)
@@ -150,7 +150,8 @@ class ApiServer:
     ) -> AsyncGenerator[WatchEvent, None]:
         """Yield every change after `since`, without managedFields. Raises Expired if that is too old, Unavailable when it breaks.
 
-        A watch that the server ends in order goes on from where it was. Once connected, a bookmark is the first sign of life.
+        A watch that the server ends in order, or that falls silent, goes on from where it was: who is there answers, and who is not is
+        Unavailable. Once connected, a bookmark is the first sign of life.
         """
         while True:
             began = time.monotonic()
@@ -173,7 +174,7 @@ class ApiServer:
             finally:
                 self._following.discard(stream)
                 stream.stop()
-            if time.monotonic() - began < 1:
+            if time.monotonic() - began < 1 and not stream.silent:
                 raise Unavailable(f"{self._access.server}: the server ends the watch of {kind.plural} at once")
 
     # Writing

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
+import urllib3
+
 from matrixinfer.cluster import apiserver_calls as calls
 from matrixinfer.cluster import statuses
 
@@ -26,7 +28,8 @@ _READ_AT_ONCE: Final = 256 * 1024
 class Stream:
     """One watch's connection, read in a thread; `stop` may come at any time.
 
-    The server has `answer_s` to begin, and may then say nothing for `silence_s`.
+    The server has `answer_s` to begin. After `silence_s` without a word the stream ends and is `silent`: servers send a bookmark each
+    minute, but for kinds of which they have not seen a change since they started.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Stream:
         self._reading: Future[list[WatchEvent] | None] | None = None
         self._response: requests.Response | None = None
         self._stopped = False
+        self.silent = False
 
     async def events(self) -> AsyncGenerator[WatchEvent, None]:
         """Yield what comes until the server ends it."""
@@ -57,6 +61,15 @@ class Stream:
             with contextlib.suppress(OSError, ValueError, RuntimeError):  # it has just ended by itself
                 self._response.raw.shutdown()
 
+    def _next(self, response: requests.Response) -> bytes:
+        """Return what comes next; nothing at the end, or after a silence in which the server may be gone or have nothing to say."""
+        try:
+            chunk: bytes = response.raw.read1(_READ_AT_ONCE, decode_content=True)
+        except urllib3.exceptions.ReadTimeoutError:
+            self.silent = True
+            return b""
+        return chunk
+
     def _read(
         self, exchange: Exchange, call: Call, answer_s: float, silence_s: float
     ) -> Generator[list[WatchEvent], None, None]:
@@ -70,7 +83,7 @@ class Stream:
             response.raw.connection.sock.settimeout(silence_s)
             yield [calls.bookmark(call.kind, call.query["resourceVersion"])]
             rest = b""
-            while chunk := response.raw.read1(_READ_AT_ONCE, decode_content=True):
+            while chunk := self._next(response):
                 *lines, rest = (rest + chunk).split(b"\n")
                 if batch := [calls.event(line) for line in lines if line]:
                     yield batch
