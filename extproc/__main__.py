@@ -32,6 +32,7 @@ from extproc.adapters.errands import Errands
 from extproc.adapters.kv_events import KvEvents
 from extproc.adapters.outward import Outward
 from extproc.adapters.scrape import Scraper
+from extproc.adapters.shares import Shares
 from extproc.adapters.tokenizers import Tokenizers
 from extproc.adapters.transport import access_log, ext_proc, health, serving
 from extproc.adapters.transport.calls import Limits
@@ -169,8 +170,12 @@ class _Picker:
         self._counters = redis_limits.Stores(redis_limits.endpoints(args.redis), picker=process)
         self._director.limiter.tell = self._counters.tell
         self._counters.told = self._director.limiter.told
+        self._counters.heard = lambda store, pickers, levels: self._director.limiter.heard(
+            store, pickers, levels, time.monotonic()
+        )
         self._errands = Errands(counters=self._counters, turns=Turns(self._director.gate))
         self._control_flow(self._settings.current)
+        self._shares = Shares(self._director.gate, self._counters.client, time.time)
         self._scraper.heard = self._director.gate.pump
         self._desk = Desk(self._director, self._telemetry, self._errands, access_log=args.access_log)
         self._exchanges = ext_proc.ExtProcService(
@@ -187,9 +192,10 @@ class _Picker:
         self._telemetry.add_source(lambda: kv_metrics.metrics(self._exact, self._kv_events))
         self._telemetry.add_source(lambda: self._counters.metrics(self._director.limiter.counts))
         self._telemetry.add_source(lambda: flow_metrics.metrics(self._director.gate, time.monotonic()))
+        self._telemetry.add_source(self._shares.metrics)
         self._telemetry.add_source(lambda: prefill.metrics(self._director.prefilling.counts, self._errands.calls))
-
         self._telemetry.add_source(self._outward.metrics)
+
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         stop = asyncio.Event()
@@ -210,6 +216,7 @@ class _Picker:
                 ("kv-events", self._kv_events.run),
                 ("config", lambda: self._settings.follow(self._use)),
                 ("expire", self._expire),
+                ("shares", self._shares.run),
                 ("tokenizers", self._follow_tokenizers),
                 *([("decision log", self._decisions.run)] if self._decisions is not None else []),
             ):

@@ -6,7 +6,7 @@
 --   -> {admitted, pickers, over, used, over, used, ...}; levels as text
 -- ARGV: "settle"; then for each ticket: ticket, number of its buckets, and for each of these: which (1: the first of KEYS),
 --   actual, rate, what the picker knows to be reserved
---   -> how many of the tickets were not settled before
+--   -> {how many of the tickets were not settled before, pickers, level of each bucket}; levels as text
 -- A ticket that is settled stays known for a while: what is sent twice, or comes too late, changes nothing. One that is
 -- not known was admitted while nobody could reach this server, or before it lost its memory: then the picker's word counts.
 
@@ -101,7 +101,7 @@ local function remember(ticket, held, ttl)
   redis.call("EXPIRE", due, 7200)
 end
 
-local function settle(ticket, first, last)
+local function settle(ticket, first, last, levels)
   local raw = redis.call("HGET", open, ticket)
   local held = raw and cmsgpack.unpack(raw) or nil
   if held and #held == 1 then return 0 end
@@ -120,6 +120,7 @@ local function settle(ticket, first, last)
       give_back(b, before - actual, since)
     end
     keep(key, b)
+    levels[key] = b[1]
   end
   remember(ticket, {now}, REMEMBERED_S)
   return 1
@@ -128,13 +129,17 @@ end
 expire()
 
 if ARGV[1] == "settle" then
-  local at, settled = 2, 0
+  local at, settled, levels, answer = 2, 0, {}, {}
   while at < #ARGV do
     local last = at + 1 + 4 * tonumber(ARGV[at + 1])
-    settled = settled + settle(ARGV[at], at + 2, last)
+    settled = settled + settle(ARGV[at], at + 2, last, levels)
     at = last + 1
   end
-  return settled
+  answer[1], answer[2] = settled, redis.call("ZCARD", pickers)
+  for i = 4, #KEYS do
+    answer[i - 1] = string.format("%.6f", levels[KEYS[i]] or drained(KEYS[i], 0, 0)[1])
+  end
+  return answer
 end
 
 local ticket = ARGV[2]

@@ -29,7 +29,7 @@ from extproc.errors import Busy, ConfigError
 from extproc.types import Taken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -136,6 +136,7 @@ class Stores:
         """`picker`: a name that no other picker has."""
         self.counts: Counter[str] = Counter()
         self.told: Callable[[Spent], None] = lambda _spent: None  # hears what Redis has taken
+        self.heard: Callable[[str, int, Mapping[str, float]], None] = lambda *_heard: None  # and what is used then
         self._known = known
         self._picker = picker
         self._within_s = within_s
@@ -187,6 +188,10 @@ class Stores:
         if store.teller is None:
             store.teller = asyncio.get_running_loop().create_task(self._tell(store))
 
+    def client(self, address: str) -> Any:
+        """Return the client of the server that `address` means, for others who share something there."""
+        return self._of(address).client
+
     async def close(self) -> None:
         """Tell what is left if Redis takes it at once, and leave; what is not told expires there."""
         tellers = [store.teller for store in self._stores.values() if store.teller is not None]
@@ -235,7 +240,7 @@ class Stores:
             keys, arguments = _settlement(together)
             try:
                 async with asyncio.timeout(_SETTLE_WITHIN_S):
-                    await store.run(together[0].route, keys, arguments)
+                    heard = _heard(await store.run(together[0].route, keys, arguments), keys)
             except Exception:  # noqa: BLE001 - likewise: it is told again
                 self.counts["unsettled"] += 1
                 await asyncio.sleep(_LONGEST_AWAY_S)
@@ -244,6 +249,7 @@ class Stores:
                 if store.unsettled and store.unsettled[0] is spent:
                     store.unsettled.popleft()
                     self.told(spent)
+            self.heard(together[0].store, *heard)
         store.teller = None
 
 
@@ -257,7 +263,7 @@ class _Store:
         self.teller: asyncio.Task[None] | None = None
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._sentinels: list[Any] = []
-        self._client: Any = self._connect(where)
+        self.client: Any = self._connect(where)
 
     async def run(self, route: str, keys: Iterable[str], arguments: list[Any]) -> Any:
         """Run the script on a route's keys, which a Cluster keeps together for the braces."""
@@ -266,13 +272,13 @@ class _Store:
         text, digest = _script()
         async with self._turns:
             try:
-                return await self._client.execute_command("EVALSHA", digest, len(named), *named, *arguments)
+                return await self.client.execute_command("EVALSHA", digest, len(named), *named, *arguments)
             except NoScriptError:
-                return await self._client.execute_command("EVAL", text, len(named), *named, *arguments)
+                return await self.client.execute_command("EVAL", text, len(named), *named, *arguments)
 
     async def close(self) -> None:
         """Close all connections."""
-        for each in (self._client, *self._sentinels):
+        for each in (self.client, *self._sentinels):
             await each.aclose()
 
     def _connect(self, where: Endpoint) -> Any:
@@ -349,6 +355,13 @@ def _check(take: Take, taken: Taken) -> None:
     reached = any(over and not asked.shadow for asked, over in zip(take.limits, taken.over, strict=True))
     if reached == taken.admitted:
         raise ValueError("Redis answered what cannot be")
+
+
+def _heard(answer: Any, keys: Sequence[str]) -> tuple[int, dict[str, float]]:
+    """Read pickers and levels out of the answer to settlements. Raises ValueError or TypeError for anything else."""
+    if not isinstance(answer, list) or len(answer) != 2 + len(keys):
+        raise ValueError(f"Redis answered {str(answer)[:100]}")
+    return max(int(answer[1]), 1), {key: float(level) for key, level in zip(keys, answer[2:], strict=True)}
 
 
 def _taken(answer: Any, limits: int) -> Taken:

@@ -24,6 +24,7 @@ class Picker:
         self.stores = Stores([endpoint(url) for url in known], picker=name, within_s=within_s)
         self.limiter = Limiter(self.stores.tell)
         self.stores.told = self.limiter.told
+        self.stores.heard = lambda *heard: self.limiter.heard(*heard, asyncio.get_running_loop().time())
         self.limits = rules.of_route(
             "ns/demo",
             a_route(
@@ -175,6 +176,24 @@ async def test_without_redis_each_picker_admits_its_share_of_what_is_left():
 
         assert sum(ticket is not None for tickets in admitted for ticket in tickets) in range(58, 62)
         for picker in pickers:
+            await picker.stores.close()
+
+
+async def test_what_others_have_used_is_heard_with_each_settlement():
+    """So that a picker knows what is left, though it has asked for little lately."""
+    async with running() as server:
+        quiet, busy = (Picker(name, server.address, within_s=0.2, requestsPerUnit=100) for name in "ab")
+        open_one = await quiet.admit()
+        for _ in range(59):
+            await busy.admit()
+        quiet.end(open_one, 1)
+        await quiet.told()
+        server.kill()
+
+        admitted = [await quiet.admit() for _ in range(60)]
+
+        assert sum(ticket is not None for ticket in admitted) == 20
+        for picker in (quiet, busy):
             await picker.stores.close()
 
 

@@ -54,7 +54,9 @@ class Script:
             for ticket, actual, limit, known in settlements
         ]
         keys, arguments = redis_limits._settlement(spent)
-        return self._run(keys=(*KEYS, *keys), args=arguments)
+        settled, _, *levels = self._run(keys=(*KEYS, *keys), args=arguments)
+        assert len(levels) == len(keys)
+        return settled
 
     def used(self):
         """What is used now: asked by a request that takes nothing."""

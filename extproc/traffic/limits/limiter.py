@@ -22,7 +22,7 @@ from extproc.traffic.limits.rules import Kind
 from extproc.types import Api, Asked, Spent, Take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from extproc.traffic.ledger import Settlement
     from extproc.traffic.limits.rules import Limit, Limits
@@ -86,6 +86,7 @@ class Limiter:
         self._shared = Buckets()  # as counters last told
         self._open: dict[str, Reservation] = {}
         self._answers: dict[str, _Answers] = {}  # by route
+        self._asked: dict[str, Limit] = {}  # shared limits that were asked for lately
         self._untold: Counter[str] = Counter()  # by limit: what was admitted alone, until its counter has taken it
 
     def __len__(self) -> int:
@@ -112,6 +113,7 @@ class Limiter:
         self._open[ticket] = Reservation(
             limits.route, charges, now, choices, limits.store, here=False
         )  # there it may be charged from now on
+        self._asked |= {limit.key: limit for limit, _ in charges}
         return Take(
             limits.store,
             limits.route,
@@ -215,6 +217,15 @@ class Limiter:
                 if not self._untold[key]:
                     del self._untold[key]
 
+    def heard(self, store: str, pickers: int, levels: Mapping[str, float], now: float) -> None:
+        """Take what a counter says is used of some of its limits, and who counts there."""
+        self._pickers[store] = pickers
+        for key, level in levels.items():
+            limit = self._asked.get(key)
+            if limit is not None and math.isfinite(level):
+                self.buckets.put(_share(limit, pickers), (level + self._untold[key]) / pickers, now)
+                self._shared.put(limit, level, now)
+
     def _count(self, charges: tuple[Charge, ...], verdict: Verdict) -> None:
         for (limit, _), over in zip(charges, verdict.over, strict=True):
             if over:
@@ -224,6 +235,8 @@ class Limiter:
         """Forget what is empty; to be called every few seconds."""
         self.buckets.prune(now)
         self._shared.prune(now)
+        if len(self._asked) > _MOST_ROUTES:
+            self._asked.clear()
 
     def _output(self, route: str, request: InferenceRequest) -> int:
         if request.api in _WITHOUT_OUTPUT:
