@@ -212,6 +212,8 @@ class Gate:
             busy.setdefault((entry.pool, entry.priority), set()).add(entry.tenant)
         for server, queue in self.queues.items():
             for priority, band in queue.bands.items():
+                if self.rules is None or not self.rules.redis:
+                    band.counters.taken()  # nobody is told
                 band.counters.forget(busy.get((server, priority), ()))
 
     def narrowed(self, rows: NDArray[Any], now: float) -> NDArray[Any]:
