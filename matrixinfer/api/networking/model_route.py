@@ -312,7 +312,7 @@ class ModelRouteSpec(Owned):
     rate_limit: Annotated[RateLimit | None, Field(description="Token limits of the model.")] = None
     traffic_policy: Annotated[
         RouteTrafficPolicy | None,
-        Field(description="Times and tries of the route's requests; what is left out is as their ModelServer says."),
+        Field(description="Times and tries of requests to the route's ModelServers; what is left out is as these say."),
     ] = None
 
     def match(self, *, headers: Mapping[str, str], path: str, model: str) -> RouteRule | None:
