@@ -65,6 +65,7 @@ def validate_set(manifests: Sequence[object]) -> list[Finding]:
     found.extend(_dangling(world))
     found.extend(_shadowed(world))
     found.extend(_unknown(world))
+    found.extend(_without_effect(world))
     return [
         Finding(index, _subject(manifests[index]), problem)
         for index, problem in sorted(found, key=lambda pair: pair[0])
@@ -146,6 +147,19 @@ def _dangling(world: _World) -> Iterator[tuple[int, Problem]]:
                     index,
                     _problem(("spec", "parentRefs", i), f"no {named} here: only that Gateway would serve the route"),
                 )
+
+
+def _without_effect(world: _World) -> Iterator[tuple[int, Problem]]:
+    """Say where a rule asks for something that nothing here can give."""
+    for index, route in world.routes:
+        for i, rule in enumerate(route.spec.rules):
+            loc: Loc = ("spec", "rules", i, "stickyBy")
+            if rule.sticky_by is None:
+                continue
+            if sum(target.weight > 0 and not target.overflow for target in rule.target_models) == 1:
+                yield index, _problem(loc, "has no effect: the rule has one target to choose from")
+            elif rule.sticky_by.caller is not None and not world.policies:
+                yield index, _problem(loc, "no AccessPolicy here says who asks: requests are drawn at random")
 
 
 def _unknown(world: _World) -> Iterator[tuple[int, Problem]]:
