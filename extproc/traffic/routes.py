@@ -166,7 +166,8 @@ class RouteTable:
                     handling = route.handlings.get(id(rule))
                     further: tuple[tuple[str, str], ...] = ()
                     if handling is not None and handling.together:
-                        further = self._further(route, turns, has_endpoints, model=model, adapter=is_adapter)
+                        others = self._further(route, turns, has_endpoints, model=model, adapter=is_adapter)
+                        further = tuple((server, name) for server, name in others.items() if server != placed)
                     return Placement(
                         route.key,
                         rule.name,
@@ -188,15 +189,15 @@ class RouteTable:
         *,
         model: str,
         adapter: bool,
-    ) -> tuple[tuple[str, str], ...]:
-        """Return the ModelServers of the turns that are left and may be sent requests."""
-        found: list[tuple[str, str]] = []
+    ) -> dict[str, str]:
+        """Return the ModelServers of the turns that are left and may be sent requests, with their names of the model."""
+        found: dict[str, str] = {}
         for target in turns:
             key = f"{route.namespace}/{target.model_server_name}"
             server = self.servers.get(key) if target.model_server_name else None
             if server is not None and has_endpoints(key):
-                found.append((key, model if adapter else server.spec.model or model))
-        return tuple(found)
+                found[key] = model if adapter else server.spec.model or model
+        return found
 
     def _relief(
         self, route: Route, rule: networking.RouteRule, further: tuple[tuple[str, str], ...], placed: str

@@ -209,3 +209,11 @@ def test_what_overflows_goes_to_the_modelserver_that_says_so_wherever_it_stands_
     assert beside.then == ((placement.server, placement.model),)
     assert resolved(table, ready=["ns/d"]).relief is None
     assert resolved(table, ready=["ns/a", "ns/b"]).relief is None
+
+
+def test_a_target_that_is_written_twice_is_one():
+    rules = [{"targetModels": [a_target("a"), a_target("a"), a_target("b"), a_target("b")]}]
+
+    placement = resolved(a_table(a_route("r", rules=rules), servers=["a", "b"]))
+
+    assert (placement.server, placement.then) == ("ns/a", (("ns/b", "demo"),))
