@@ -43,15 +43,15 @@ def installed():
 @pytest.mark.timeout(240)
 async def test_the_examples_are_served_by_pods_that_model_infer_made(installed):
     core = official.CoreV1Api(official_client(installed))
-    kubectl(installed, "apply", "-f", "examples/model-infer")
+
+    async def user(*words):
+        await asyncio.to_thread(kubectl, installed, *words)  # the node runs in this loop
+
+    await user("apply", "-f", "examples/model-infer")
     async with deployed(installed) as spine:
         await eventually(spine.serves)
-        await asyncio.to_thread(
-            kubectl, installed, "wait", "mi/demo", "--for=condition=Available", "--timeout=60s"
-        )  # the node is in this process
-        await asyncio.to_thread(
-            kubectl, installed, "wait", "modelroute/demo", "--for=condition=Programmed", "--timeout=60s"
-        )  # the node is in this process
+        await user("wait", "mi/demo", "--for=condition=Available", "--timeout=60s")
+        await user("wait", "modelroute/demo", "--for=condition=Programmed", "--timeout=60s")
         made = await asyncio.to_thread(core.list_namespaced_pod, "default")
 
         async def knows_both():
@@ -63,9 +63,9 @@ async def test_the_examples_are_served_by_pods_that_model_infer_made(installed):
         assert {pod.metadata.owner_references[0].kind for pod in made.items} == {"ModelInfer"}
 
         # More of them, and another template, while somebody asks.
-        kubectl(installed, "scale", "mi/demo", "--replicas=3")
+        await user("scale", "mi/demo", "--replicas=3")
         label = '[{"op":"add","path":"/spec/template/roles/0/entryTemplate/metadata/labels/version","value":"next"}]'
-        kubectl(installed, "patch", "mi", "demo", "--type=json", "-p", label)
+        await user("patch", "mi", "demo", "--type=json", "-p", label)
         seen: set[int] = set()
 
         async def rolled():
@@ -82,7 +82,7 @@ async def test_the_examples_are_served_by_pods_that_model_infer_made(installed):
         await asyncio.to_thread(installed.stop)
         answers = [(await spine.ask())[0] for _ in range(50)]
         await asyncio.to_thread(installed.start)
-        kubectl(installed, "scale", "mi/demo", "--replicas=1")
+        await user("scale", "mi/demo", "--replicas=1")
 
         async def fewer():
             return len((await asyncio.to_thread(core.list_namespaced_pod, "default")).items) == 1
