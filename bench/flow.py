@@ -139,12 +139,12 @@ async def run(folder: Path, *, rounds: int) -> None:
     )
 
 
-def stack(folder: Path, policy: str, *, engines: int = ENGINES, places: int = 1) -> Stack:
-    """Return a gateway before simulated engines that take `places` requests each."""
+def stack(folder: Path, policy: str, *, engines: int = ENGINES, places: int = 1, more: str = "") -> Stack:
+    """Return a gateway before simulated engines that take `places` requests each; `more` lines of its flow control."""
     folder.mkdir()
     (folder / "all.yaml").write_text(TENANTS + "".join(ENGINE.format(number=number) for number in range(engines)))
     scheduling = folder.with_suffix(".scheduling")
-    scheduling.write_text(RULES.format(policy=policy, places=places))
+    scheduling.write_text(RULES.format(policy=policy, places=places) + more)
     return Stack(
         Config(
             directory=folder,

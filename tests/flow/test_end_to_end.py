@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from contextlib import suppress
 
 import aiohttp
 import pytest
 
 from bench import flow
-from tests.e2e.stack import say
+from tests.e2e.stack import samples, say
 from tests.local.waiting import eventually_async
 
 pytestmark = pytest.mark.envoy
@@ -76,3 +77,41 @@ async def test_who_waits_is_told_on_the_page_and_goes_in_turn(tmp_path):
 async def is_open(http, stack, count):
     async with http.get(f"{stack.admin_url}/endpoints") as answer:
         return sum(one["inflight"] for one in (await answer.json())["endpoints"]) == count
+
+
+async def test_a_request_is_held_until_there_is_an_engine(tmp_path):
+    rules = "  noEndpointRequestTTL: 1m\n"
+    async with (
+        flow.stack(tmp_path / "held", flow.FAIR, engines=0, more=rules) as stack,
+        aiohttp.ClientSession() as http,
+    ):
+
+        async def listed():
+            with suppress(aiohttp.ClientError):  # they do not listen yet
+                async with http.get(f"{stack.admin_url}/healthz") as answer:
+                    if answer.status != 200:
+                        return False
+                async with http.get(f"{stack.url}/v1/models", headers=flow._headers("calm")) as answer:
+                    return answer.status == 200 and b"demo" in await answer.read()
+            return False
+
+        await eventually_async(listed)
+
+        async def held(count):
+            async with http.get(stack.metrics_url) as answer:
+                page = samples(await answer.text())
+            return page.get("matrixinfer_queue_held_requests{server=default/demo}") == count
+
+        body = json.dumps({"model": "demo", "prompt": "anybody there", "max_tokens": 1})
+        asked = asyncio.create_task(ask(http, f"{stack.url}/v1/completions", body))
+        await eventually_async(lambda: held(1))
+        (tmp_path / "held" / "engine.yaml").write_text(flow.ENGINE.format(number=0))
+
+        assert await asked == 200
+        assert await held(0)
+
+
+async def ask(http, url, body):
+    async with http.post(url, data=body, headers=flow._headers("calm")) as answer:
+        await answer.read()
+        return answer.status
