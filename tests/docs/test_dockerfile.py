@@ -60,6 +60,8 @@ def test_what_is_copied_runs_the_picker_and_the_controllers(image):
     assert "--cluster-socket" in run(image, "-m", "extproc", "--help")
     assert run(image, "-c", print_homes).split() == [str(image / "extproc" / "director.py"), "True"]
     run(image, "-c", "import controllers.__main__, controllers.xds.ads")
+    for program in ("matrixinfer.cluster", "engine.simulator", "engine.proxy"):
+        assert "usage" in run(image, "-m", program, "--help")
 
 
 def test_it_runs_as_nobody_in_particular():
