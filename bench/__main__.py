@@ -6,10 +6,31 @@ import argparse
 import asyncio
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from bench import control_plane, controllers, gateway, kvindex, limits, long, pick, routing, simulation
+from bench import control_plane, controllers, flow, gateway, kvindex, limits, long, pick, routing, simulation
 
-SECTIONS = ("requests", "idle", "pick", "long", "kvindex", "limits", "routing", "simulation", "controllers")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _controllers(_folder: Path, _rounds: int) -> None:
+    controllers.run()
+    asyncio.run(control_plane.run())
+
+
+SECTIONS: Final[dict[str, Callable[[Path, int], object]]] = {
+    "requests": lambda folder, rounds: asyncio.run(gateway.requests(folder, rounds=rounds)),
+    "idle": lambda _folder, _rounds: asyncio.run(gateway.idle(seconds=20)),
+    "pick": lambda _folder, _rounds: pick.run(),
+    "long": lambda folder, _rounds: asyncio.run(long.run(folder, seconds=10)),
+    "kvindex": lambda _folder, _rounds: kvindex.run(),
+    "limits": lambda folder, rounds: asyncio.run(limits.run(folder, rounds=rounds)),
+    "flow": lambda folder, rounds: asyncio.run(flow.run(folder, rounds=rounds)),
+    "routing": lambda folder, _rounds: asyncio.run(routing.run(folder, seconds=20)),
+    "simulation": lambda _folder, _rounds: simulation.run(),
+    "controllers": _controllers,
+}
 
 
 def main() -> None:
@@ -20,27 +41,10 @@ def main() -> None:
     parser.add_argument("section", nargs="*", choices=[[], *SECTIONS], help="default: all")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each load; figures are medians")
     options = parser.parse_args()
-    sections = options.section or SECTIONS
     with tempfile.TemporaryDirectory() as folder:
-        if "requests" in sections:
-            asyncio.run(gateway.requests(Path(folder), rounds=options.rounds))
-        if "idle" in sections:
-            asyncio.run(gateway.idle(seconds=20))
-        if "pick" in sections:
-            pick.run()
-        if "long" in sections:
-            asyncio.run(long.run(Path(folder), seconds=10))
-        if "kvindex" in sections:
-            kvindex.run()
-        if "limits" in sections:
-            asyncio.run(limits.run(Path(folder), rounds=options.rounds))
-        if "routing" in sections:
-            asyncio.run(routing.run(Path(folder), seconds=20))
-        if "simulation" in sections:
-            simulation.run()
-        if "controllers" in sections:
-            controllers.run()
-            asyncio.run(control_plane.run())
+        for name, run in SECTIONS.items():
+            if name in (options.section or SECTIONS):
+                run(Path(folder), options.rounds)
 
 
 if __name__ == "__main__":
