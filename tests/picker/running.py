@@ -242,7 +242,7 @@ async def a_picker(*, engines=2, flags=(), start=True):
             await put(cluster, a_pod(engine, f"pod-{number}"))
         await put(cluster, a_server())
         await put(cluster, a_route())
-        async with feed.serve(cluster, path / "c.sock", (kinds.POD, kinds.MODEL_SERVER, kinds.MODEL_ROUTE)):
+        async with feed.serve(cluster, path / "c.sock", feed.KINDS):
             running = Running(path, cluster, made)
             if start:
                 await (await running.start(*flags)).serving()

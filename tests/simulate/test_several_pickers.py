@@ -14,7 +14,6 @@ import pytest
 
 from extproc import plugins
 from extproc.scheduling import config
-from matrixinfer.api import kinds
 from matrixinfer.cli.simulate import generate, simulation
 from matrixinfer.cli.simulate.cluster import Cluster, Group
 from matrixinfer.cluster import feed
@@ -118,7 +117,7 @@ class Behind:
 async def a_picker_of(cluster, engines):
     with tempfile.TemporaryDirectory(prefix="picker") as folder:
         path = Path(folder)
-        async with feed.serve(cluster, path / "c.sock", (kinds.POD, kinds.MODEL_SERVER, kinds.MODEL_ROUTE)):
+        async with feed.serve(cluster, path / "c.sock", feed.KINDS):
             running = Running(path, cluster, engines)
             (path / "scheduling.yaml").write_text(json.dumps(SHOWING))
             await (await running.start("--config", str(path / "scheduling.yaml"))).serving()
