@@ -21,7 +21,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from controllers import ir
-from controllers.gateway.reconcile import KEY, NAME, WATCHES, Reconciler
+from controllers.gateway.reconcile import KEY, NAME, REPLICA_WATCHES, WATCHES, Reconciler
+from controllers.gateway.replicas import Replica
 from controllers.leaderworkersets import reconcile as leaderworkersets
 from controllers.modelinfer import reconcile as modelinfer
 from controllers.modelinfer.gangs import Served
@@ -57,13 +58,21 @@ async def gateway_loop(
     cluster: Cluster,
     gateway: ir.Gateway,
     *addresses: str,
+    replica: Replica | None = None,
     may_write: Callable[[], bool] = lambda: True,
     report: Callable[[str, float], None] = lambda _outcome, _seconds: None,
 ) -> AsyncIterator[Loop]:
-    """Serve xDS on `addresses` (`unix:PATH`, `HOST:PORT`); the loop that is given feeds it while its `run` runs."""
+    """Serve xDS on `addresses` (`unix:PATH`, `HOST:PORT`); the loop that is given feeds it while its `run` runs.
+
+    `replica` is who this is, where several serve one cluster and learn of each other's Envoys.
+    """
     publisher = Publisher(on_change=lambda: loop.touch(KEY))
-    reconciler = Reconciler(gateway, publisher.delivery)
-    controller = Controller(NAME, reconciler.reconcile, WATCHES)
+    reconciler = Reconciler(gateway, publisher.delivery, replica)
+    controller = (
+        Controller(NAME, reconciler.reconcile, WATCHES)
+        if replica is None
+        else Controller(NAME, reconciler.reconcile, REPLICA_WATCHES, namespaces={kinds.LEASE: replica.namespace})
+    )
     loop = Loop(cluster, controller, publish=publisher.publish, may_write=may_write, report=report)
     await publisher.start(*addresses)
     try:
@@ -174,7 +183,12 @@ async def _serve(options: argparse.Namespace) -> None:
         elector = Elector(cluster, candidate, changed=led)
         may_write = (lambda: elector.leads) if options.leader_elect else (lambda: True)
         gateway = gateway_loop(
-            cluster, _gateway(options), *options.xds, may_write=may_write, report=watched.reconciled(NAME)
+            cluster,
+            _gateway(options),
+            *options.xds,
+            replica=Replica(candidate.namespace, socket.gethostname()),
+            may_write=may_write,
+            report=watched.reconciled(NAME),
         )
         loops = {
             NAME: await stack.enter_async_context(gateway),

@@ -8,10 +8,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from controllers.gateway import status
+from controllers.gateway import replicas, status
 from controllers.gateway.translate import Translation, Views, translate
 from matrixinfer.api import kinds
-from matrixinfer.cluster.plan import ApplyStatus, Plan, Publish, Together
+from matrixinfer.cluster.plan import Apply, ApplyStatus, Plan, Publish, Together
 from matrixinfer.cluster.protocol import Key
 
 if TYPE_CHECKING:
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
     from controllers import ir
     from matrixinfer.api.kinds import Kind
+    from matrixinfer.cluster.plan import Action
     from matrixinfer.cluster.protocol import Manifest
 
     class World(Protocol):
         """What is read of the cluster."""
+
+        def get(self, kind: Kind, name: str, namespace: str = "") -> Manifest | None:
+            """Return the object if it stands."""
+            ...
 
         def all(self, kind: Kind, namespace: str | None = None) -> list[Manifest]:
             """Return the objects of a kind."""
@@ -74,13 +79,29 @@ WATCHES: Final[Mapping[Kind, Callable[[Manifest, Any], Iterable[Key]]]] = {
 }
 
 
+def of_replica(manifest: Manifest, _world: object) -> Iterable[Key]:
+    """Say that a replica's record concerns the gateway; the leader's lease, which is renewed all the time, does not."""
+    return (KEY,) if replicas.LABELS.items() <= (manifest["metadata"].get("labels") or {}).items() else ()
+
+
+def of_pod_or_replica(manifest: Manifest, world: World) -> Iterable[Key]:
+    """Say the same of a pod, and of one that a replica runs in."""
+    return of_pod(manifest, world) or ((KEY,) if replicas.recorded(manifest, world) else ())
+
+
+REPLICA_WATCHES: Final = {**WATCHES, kinds.LEASE: of_replica, kinds.POD: of_pod_or_replica}  # of one among several
+
+
 class Reconciler:
     """`reconcile` of the gateway controller; owns the memory of parsed objects, and no other state."""
 
-    def __init__(self, gateway: ir.Gateway, delivery: Callable[[], ir.Delivery]) -> None:
-        """`delivery` tells what became of the last IR."""
+    def __init__(
+        self, gateway: ir.Gateway, delivery: Callable[[], ir.Delivery], replica: replicas.Replica | None = None
+    ) -> None:
+        """`delivery` tells what became of the last IR; `replica` is who this is among several."""
         self._gateway = gateway
         self._delivery = delivery
+        self._replica = replica
         self._views = Views()
 
     def reconcile(self, _key: Key, world: World, now: float) -> Plan:
@@ -95,8 +116,15 @@ class Reconciler:
             secrets=world.all(kinds.SECRET),
             views=self._views,
         )
-        publish, statuses = Publish(made.config), tuple(_statuses(made, world, self._delivery(), now))
-        return Plan((publish, Together(statuses)) if statuses else (publish,))  # one that is refused holds up no other
+        delivery = self._delivery()
+        actions: list[Action] = [Publish(made.config)]
+        if self._replica is not None:
+            if (record := replicas.record(self._replica, delivery, world)) is not None:
+                actions.append(Apply(kinds.LEASE, record, manager=replicas.MANAGER, own=True))
+            delivery = replicas.together(self._replica, delivery, world)
+        if statuses := tuple(_statuses(made, world, delivery, now)):
+            actions.append(Together(statuses))  # one that is refused holds up no other
+        return Plan(tuple(actions))
 
 
 def _selected(world: World) -> Iterable[Manifest]:

@@ -230,9 +230,7 @@ def _programmed(
                 why = f"Envoy refused it and goes on with what it had: {refusal.message}"
                 return Finding(networking.PROGRAMMED, False, "Refused", why)
         if not delivery.envoys:
-            return Finding(
-                networking.PROGRAMMED, None, "NoEnvoy", "No Envoy is connected to the replica that writes this."
-            )
+            return Finding(networking.PROGRAMMED, None, "NoEnvoy", "No Envoy is connected.")
         if delivery.settled:
             return Finding(networking.PROGRAMMED, True, "Programmed", "Envoy has taken it.")
     return Finding(networking.PROGRAMMED, None, "Pending", "Envoy has not answered yet.")

@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 _AT_ONCE: Final = 16  # writes of one plan on their way
 _REST: Final = 4.0  # times what the look at a key took is how long it rests: changes in bulk are looked at together
 _REST_AT_MOST_S: Final = 1.0
-_PATIENCE_S: Final = 1.0  # a status that is soon another waits, and is written that often at most
-_PATIENCE_BUSY_S: Final = 10.0  # the same while other keys wait to be looked at
+_PATIENCE_S: Final = 1.0  # a status that is soon another waits, and is written that often at most;
+_PATIENCE_BUSY_S: Final = 10.0  # while other keys wait to be looked at
 
 
 class World:
@@ -115,7 +115,8 @@ def owner(kind: Kind) -> Touches:
 class Loop:
     """Runs one controller against a cluster. `publish` receives the values of its `Publish` actions.
 
-    While `may_write` says no, values are published all the same and nothing else is performed; `refresh` makes up for it.
+    While `may_write` says no, values are published all the same, as is what is this process's own, and nothing else is performed;
+    `refresh` makes up for it.
     `report` is told of every reconcile: how it ended ("done", "again" or "failed"), and its seconds.
     """
 
@@ -291,7 +292,8 @@ class Loop:
                 if due is not None:
                     log.warning("%s: %s: others change back what is put right", self._controller.name, key)
                     self._queue.add_at(key, due)
-                if isinstance(action, Publish) or (self._may_write() and not self._waits(key, action, loop.time())):
+                always = isinstance(action, Publish) or (isinstance(action, Apply) and action.own)
+                if always or (self._may_write() and not self._waits(key, action, loop.time())):
                     await self._perform(action, written)
         except ClusterError:
             await self._sightings.of(written)
@@ -325,7 +327,7 @@ class Loop:
         name = self._controller.name
         written = [] if written is None else written
         match action:
-            case Apply(kind, manifest, force, manager):
+            case Apply(kind, manifest, force=force, manager=manager):
                 changes = kind in self._stores and self._stores[kind].holds(manifest)
                 stands = await self._cluster.apply(kind, manifest, manager=manager or name, force=force)
                 written.append(Written(kind, stands["metadata"]))

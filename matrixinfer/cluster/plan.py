@@ -17,6 +17,7 @@ class Apply:
     manifest: Manifest
     force: bool = True  # a controller is the authority on what it applies
     manager: str = ""  # "": the loop's; another one owns what it names apart from what the loop's has applied
+    own: bool = False  # it is this process's own, and written whether it leads or not: a Lease
 
 
 @dataclass(frozen=True, slots=True)

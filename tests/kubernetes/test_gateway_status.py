@@ -12,6 +12,7 @@ import pytest
 from kubernetes import client as official
 
 from controllers.__main__ import gateway_loop
+from controllers.gateway.replicas import Replica
 from matrixinfer.api import kinds
 from matrixinfer.cluster.apiserver import ApiServer
 from tests.cluster.conformance import eventually
@@ -85,14 +86,14 @@ def message(status, type_):
 
 
 @contextlib.asynccontextmanager
-async def serving(plane, gateway, *addresses, may_write=lambda: True, requests=None):
+async def serving(plane, gateway, *addresses, replica=None, may_write=lambda: True, requests=None):
     def report(verb, resource, *_):
         if requests is not None and verb not in ("watch", "list"):
             requests.append((verb, resource))
 
     async with (
         ApiServer(access(plane), report=report) as cluster,
-        gateway_loop(cluster, gateway, *addresses, may_write=may_write) as loop,
+        gateway_loop(cluster, gateway, *addresses, replica=replica, may_write=may_write) as loop,
     ):
         task = asyncio.create_task(loop.run())
         try:
@@ -182,7 +183,7 @@ async def test_a_status_is_ours_alone_and_is_written_only_when_it_changes(plane,
         await user.says(kinds.MODEL_SERVER, ResolvedRefs="NoPods")
 
         async def idle():
-            return not loop.waiting
+            return not loop.waiting and not loop._queue._working
 
         await eventually(idle)
         stands = await user.get(kinds.MODEL_SERVER)
@@ -193,6 +194,7 @@ async def test_a_status_is_ours_alone_and_is_written_only_when_it_changes(plane,
         )  # fmt: skip
         await user.call("patch", kinds.MODEL_SERVER, "demo", {"spec": {"model": "other"}})
         after = await user.says(kinds.MODEL_SERVER, ResolvedRefs="NoPods")
+        await eventually(idle)
         requests.clear()
         for _ in range(3):
             loop.refresh()
@@ -231,6 +233,38 @@ async def test_a_follower_serves_envoy_and_writes_nothing_until_it_leads(plane, 
 
     assert before == []
     assert ("apply", "modelservers") in requests
+
+
+@pytest.mark.envoy
+async def test_the_leader_knows_what_the_envoys_of_a_follower_took(plane, user, tmp_path):
+    requests = []
+    for name in ("leader", "follower"):
+        await user.pod(name)
+    async with running(served=False) as stack:
+        leader, follower = (Replica(user.namespace, name) for name in ("leader", "follower"))
+        here, there = f"unix:{tmp_path}/xds.sock", f"unix:{stack.envoy.folder}/xds.sock"
+        gateway = stack.config.gateway
+        async with (
+            serving(plane, gateway, here, replica=leader),
+            serving(plane, gateway, there, replica=follower, may_write=lambda: False, requests=requests) as followers,
+        ):
+            await user.create(kinds.MODEL_SERVER, a_server())
+            await user.create(kinds.MODEL_ROUTE, a_route())
+            await user.says(kinds.MODEL_SERVER, Programmed="NoEnvoy")
+            await stack.envoy.start(None)
+            await user.says(kinds.MODEL_SERVER, Programmed="Programmed")
+            await user.says(kinds.MODEL_ROUTE, Programmed="Programmed")
+
+            async def idle():
+                return not followers.waiting
+
+            await eventually(idle)
+            written = list(requests)
+            await user.report("follower", ready=False)
+            await user.says(kinds.MODEL_SERVER, Programmed="NoEnvoy")
+
+    assert {resource for _, resource in written} == {"leases"}
+    assert len(written) <= 3
 
 
 def a_condition(type_):
