@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 import redis.asyncio
 from redis.asyncio.cluster import ClusterNode
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
 from extproc.adapters import resp, telemetry
@@ -42,6 +43,8 @@ _WITHIN_S: Final = 0.05  # for an admission: Redis in the same zone takes below 
 _SETTLE_WITHIN_S: Final = 2.0
 _AWAY_S: Final = 0.1  # without asking, after a failure; twice as long after the next
 _LONGEST_AWAY_S: Final = 1.0
+_TELL_AGAIN_S: Final = 0.2
+_OTHERS_S: Final = 0.5  # in which the other pickers tell theirs, too, when it is back
 _TOLD_AT_ONCE: Final = 32  # settlements in a command
 _STEPS_TO_READ: Final = 4  # of the loop: from the socket to the connection, the command, its task
 _AT_ONCE: Final = 16  # commands under way, each with a connection: one picker's loop does not fill more
@@ -146,7 +149,7 @@ class Stores:
         """Charge. Raises Busy where there is no answer in time."""
         store = self._of(take.store)
         now = asyncio.get_running_loop().time()
-        if now < store.away_until:
+        if now < store.away_until or store.behind:
             self.counts["skipped"] += 1
             raise Busy
         arguments: list[Any] = ["take", take.ticket, self._picker, _TTL_S]
@@ -241,15 +244,19 @@ class Stores:
             try:
                 async with asyncio.timeout(_SETTLE_WITHIN_S):
                     heard = _heard(await store.run(together[0].route, keys, arguments), keys)
-            except Exception:  # noqa: BLE001 - likewise: it is told again
+            except Exception as error:  # noqa: BLE001 - likewise: it is told again
                 self.counts["unsettled"] += 1
-                await asyncio.sleep(_LONGEST_AWAY_S)
+                store.behind = store.behind or isinstance(error, (OSError, TimeoutError, RedisConnectionError))
+                await asyncio.sleep(_TELL_AGAIN_S)
                 continue
             for spent in together:
                 if store.unsettled and store.unsettled[0] is spent:
                     store.unsettled.popleft()
                     self.told(spent)
             self.heard(together[0].store, *heard)
+            if store.behind and not store.unsettled:
+                store.behind = False
+                store.away_until = asyncio.get_running_loop().time() + _OTHERS_S
         store.teller = None
 
 
@@ -259,6 +266,7 @@ class _Store:
     def __init__(self, where: Endpoint) -> None:
         self.away_until = 0.0
         self.away_s = _AWAY_S
+        self.behind = False  # it was not there to be told what was spent: its word is not the whole truth
         self.unsettled: deque[Spent] = deque()
         self.teller: asyncio.Task[None] | None = None
         self._turns = asyncio.Semaphore(_AT_ONCE)

@@ -93,7 +93,12 @@ async def used(picker, tenant=""):
     """What Redis has counted, in output tokens: the level that it tells of the first of the limits."""
     charges = picker.limiter.charges(picker.limits, a_request(0), tenant=tenant, key="")
     take = picker.limiter.ask("look", charges, picker.limits, choices=1, now=0.0)
-    taken = await picker.stores.take(take)
+    taken = None
+    while taken is None:
+        try:
+            taken = await picker.stores.take(take)
+        except errors.Busy:  # it has been away, and others are to tell what they spent
+            await asyncio.sleep(0.05)
     del picker.limiter._open["look"]
     return round(taken.used[-1], 2)
 
