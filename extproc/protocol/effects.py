@@ -1,9 +1,11 @@
-"""What a session wants done, in the order it returns them; the transport's glue does it."""
+"""What a session wants done, in the order it returns them; the transport's glue does it.
+
+Named tuples for the same reason as `messages`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from extproc.types import HttpRequest
@@ -13,27 +15,23 @@ INVALID_ARGUMENT: Final = 3
 UNIMPLEMENTED: Final = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Put `message` on the stream."""
 
     message: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Decide:
+class Decide(NamedTuple):
     """Ask for an answer to `request`: a Decision, a Reply, or Wait and later one of the two."""
 
     request: HttpRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Withdraw:
+class Withdraw(NamedTuple):
     """The question is void: nobody waits for its answer any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """The answer's headers came: from this endpoint ("" if the gateway does not tell), with this HTTP status."""
 
     ticket: str
@@ -41,15 +39,13 @@ class Served:
     status: int
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
+class Released(NamedTuple):
     """The exchange that `ticket` names is over."""
 
     ticket: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(NamedTuple):
     """End the stream with this gRPC status."""
 
     status: int

@@ -102,11 +102,11 @@ class Session:
         "_mode",
         "_offered",
         "_row",
-        "_size",
         "_state",
         "_subset",
         "_ticket",
         "_trailers",
+        "held_bytes",
     )
 
     def __init__(self, max_body_bytes: int, *, follow: bool = False, ticket: str = "") -> None:
@@ -122,7 +122,7 @@ class Session:
         self._config: messages.ProtocolConfig | None = None
         self._mode: int = BodyMode.NONE
         self._chunks: list[bytes] = []
-        self._size = 0
+        self.held_bytes = 0  # of the request's body
         self._trailers = False  # the request ended with trailers that want an answer
         self._ticket = ""
 
@@ -130,11 +130,6 @@ class Session:
     def state(self) -> State:
         """Where the exchange stands."""
         return self._state
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the request's body that are kept."""
-        return self._size
 
     def step(self, event: Input) -> Effects:
         """Take one input. Never raises for what a gateway sends."""
@@ -175,16 +170,16 @@ class Session:
     def _request_body(self, event: messages.RequestBody) -> Effects:
         if event.subset is not None:
             self._subset = event.subset
-        self._size += len(event.data)
-        if self._size > self._limit:
+        self.held_bytes += len(event.data)
+        if self.held_bytes > self._limit:
             return self._refuse_size(f"the body is over the limit of {self._limit} bytes")
         self._chunks.append(event.data)
         if event.end or self._mode == BodyMode.BUFFERED:  # a buffered body with trailers comes without its end
             return self._ask()
         if self._mode == BodyMode.BUFFERED_PARTIAL:
             length = self._headers.get("content-length", "")
-            if length.isascii() and length.isdigit() and int(length) > self._size:
-                return self._refuse_size(f"the body is over the gateway's buffer of {self._size} bytes")
+            if length.isascii() and length.isdigit() and int(length) > self.held_bytes:
+                return self._refuse_size(f"the body is over the gateway's buffer of {self.held_bytes} bytes")
             return self._ask()
         return _NOTHING
 
@@ -321,7 +316,7 @@ class Session:
         return _NOTHING
 
     def _drop_body(self) -> None:
-        self._chunks, self._size = [], 0
+        self._chunks, self.held_bytes = [], 0
 
     def _finish(self, status: int = OK, message: str = "") -> Effects:
         """End the stream; an asker who still works on it, or follows it, is told first."""

@@ -85,11 +85,13 @@ class NgCall:
         if status or message:
             trailers = [(b"grpc-status", b"%d" % status), (b"grpc-message", quote(message, _MESSAGE_SAFE).encode())]
         engine = self._connection.engine
-        with suppress(ngh2.NGH2Error):  # the stream was reset already
+        try:
             if self._started:
                 engine.send_trailers(self._stream, trailers)
             else:
                 engine.send_response(self._stream, _HEADERS + trailers, end_stream=True)
+        except ngh2.NGH2Error:  # the stream was reset already
+            pass
         self._connection.flush_soon()
 
     def refuse_type(self) -> None:
@@ -262,8 +264,10 @@ class Connection(asyncio.Protocol):
 
     def _gone(self, call: NgCall) -> None:
         """Part with a call whose stream is closed: call and listener know each other, and neither waits for the collector."""
-        self.release(call.messages)
-        call.lost()
+        if call.messages.held:
+            self.release(call.messages)
+        if not call.done:
+            call.lost()
         call.listener = None
 
     def _connection_closed(self, _event: Any) -> None:
