@@ -205,12 +205,33 @@ class _Served:
             self.begun.set()
 
 
-async def _flood(http: aiohttp.ClientSession, url: str, tokens: int, client: int, served: _Served) -> None:
+async def both(url: str, *, seconds: float, tokens: tuple[int, int], clients: int = 40) -> tuple[int, int]:
+    """Let both tenants flood, with prompts of so many tokens; returns the prompt tokens that each was served meanwhile."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        served = (_Served(), _Served())
+        floods = [
+            asyncio.create_task(_flood(http, url, tokens[at], client, served[at], tenant=tenant))
+            for client in range(clients)
+            for at, tenant in enumerate(("flood", "calm"))
+        ]
+        await asyncio.gather(*(one.begun.wait() for one in served))
+        before = [one.requests for one in served]
+        await asyncio.sleep(seconds)
+        first, second = (one.requests - then for one, then in zip(served, before, strict=True))
+        for task in floods:
+            task.cancel()
+        await asyncio.gather(*floods, return_exceptions=True)
+    return first * tokens[0], second * tokens[1]
+
+
+async def _flood(  # noqa: PLR0913 - one client of one tenant
+    http: aiohttp.ClientSession, url: str, tokens: int, client: int, served: _Served, *, tenant: str = "flood"
+) -> None:
     number = 0
     while True:
         number += 1
-        body = _body(f"flood {client} {number}", tokens)
-        async with http.post(f"{url}/v1/completions", data=body, headers=_headers("flood")) as answer:
+        body = _body(f"{tenant} {client} {number}", tokens)
+        async with http.post(f"{url}/v1/completions", data=body, headers=_headers(tenant)) as answer:
             await answer.read()
             if answer.status != OK:
                 raise RuntimeError(f"the flood was answered {answer.status}")

@@ -24,7 +24,11 @@ async def test_a_tenant_hardly_notices_another_that_floods(tmp_path):
         alone = await flow.tenants(fair.url, seconds=5, flooded=False)
         shared = await flow.tenants(fair.url, seconds=5, flooded=True)
         by_arrival = await flow.tenants(strict.url, seconds=3, flooded=True)
+        long, short = await flow.both(fair.url, seconds=4, tokens=(2000, 500))
 
+    say(f"both flood: {long} tokens of prompts with 2,000 served, {short} of prompts with 500")
+    locality, in_flight, costliest = 2048, flow.ENGINES, 2000 + 2 * 2
+    assert abs(long - short) <= 2 * (locality + (in_flight + 1) * costliest) + in_flight * costliest
     for name, seen in (("alone", alone), ("beside a flood", shared), ("beside it, by arrival", by_arrival)):
         say(f"time to the first token {name}: p50 {seen.at(0.5):.3f} s, p95 {seen.at(0.95):.3f} s")
     assert shared.at(0.95) < 1.5 * alone.at(0.95)

@@ -337,3 +337,13 @@ def test_candidates_are_narrowed_to_those_with_a_place():
     assert room.gate.narrowed(room.rows, room.now).tolist() == room.rows[1:].tolist()
     room.table.inflight[room.rows] = 1
     assert room.gate.narrowed(room.rows, room.now).tolist() == room.rows.tolist()
+
+
+def test_a_pool_is_full_when_a_request_would_wait():
+    room = Room(slots=2)
+    assert not room.gate.full(POOL)
+    room.ask()
+    assert not room.gate.full(POOL)
+    room.ask()
+    assert room.gate.full(POOL)
+    assert not Room(None, slots=0).gate.full(POOL)
