@@ -1,7 +1,7 @@
 """The control plane on a real API server: a thousand pods of one ModelInfer, and a thousand ModelInfers of one pod.
 
-Each is created, rolled and scaled to zero. Beside it stands what a bare client takes for the same pods: it creates and deletes
-them and does nothing else. The node is hollow and a process of its own; server, node, controllers and clients share the machine.
+Each is created, rolled and scaled to zero. Beside it stands what a bare client takes that writes the same objects and does nothing
+else, as fast as the server allows. The node is hollow and a process of its own; server, node, controllers and clients share the machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
@@ -22,7 +23,7 @@ from bench import apiserver, processes, table
 from matrixinfer.api import kinds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
     from pathlib import Path
 
     from bench.apiserver import Bare
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 PODS: Final = "/api/v1/namespaces/default/pods"
 INFERS: Final = f"/apis/{kinds.MODEL_INFER.api_version}/namespaces/default/modelinfers"
+REVISIONS: Final = "/apis/apps/v1/namespaces/default/controllerrevisions"
+_MERGE: Final = "application/merge-patch+json"
 _PATIENCE_S: Final = 300.0
 _IDLE_S: Final = 10.0
 _LISTENING: Final = re.compile(r"metrics and health on port (\d+)")
@@ -68,10 +71,12 @@ class Watched:
         """Whether there are as many pods, and all of them are ready."""
         return len(self.pods) == count and all(map(_is_ready, self.pods.values()))
 
-    def settled(self, replicas: int) -> bool:
+    def settled(self, shape: Shape, replicas: int, image: str) -> bool:
         """Whether every ModelInfer says that it is as its spec says, and it is so."""
         statuses = [(one["metadata"]["generation"], one.get("status") or {}) for one in self.infers.values()]
-        return len(self.pods) == replicas * len(self.infers) and all(
+        there = len(self.infers) == shape.infers and len(self.pods) == replicas * shape.infers
+        images = {pod["spec"]["containers"][0]["image"] for pod in self.pods.values()}
+        return (there and images <= {image}) and all(
             status.get("observedGeneration") == generation
             and status["replicas"] == status["availableReplicas"] == status["updatedReplicas"] == replicas
             for generation, status in statuses
@@ -107,95 +112,141 @@ class Controllers:
 class Part:
     """What one part of a story took."""
 
+    name: str
     seconds: float
-    controllers_s: float  # CPU
-    server_s: float
-    requests: dict[str, float]
+    server_s: float  # CPU
+    controllers_s: float = 0.0
+    requests: Mapping[str, float] = field(default_factory=dict)
 
-    def cells(self, pods: int) -> tuple[str, ...]:
+    def cells(self, pods: int, bare: Part | None) -> tuple[str, ...]:
+        """Give what stands in the table, for each pod where that is said."""
         writes = sum(count for verb, count in self.requests.items() if verb not in _READS)
         reads = sum(count for verb, count in self.requests.items() if verb in _READS)
         verbs = ", ".join(f"{verb} {count / pods:.2f}" for verb, count in sorted(self.requests.items()) if count)
+        alone = (f"{bare.seconds:.1f}", f"{bare.server_s:.1f}") if bare is not None else ("", "")
+        took = (f"{self.seconds:.1f}", f"{self.server_s:.1f}")
         return (
-            f"{self.seconds:.1f}",
+            took[0],
+            alone[0],
+            took[1],
+            alone[1],
             f"{self.controllers_s:.1f}",
-            f"{self.server_s:.1f}",
             f"{writes / pods:.2f}",
             f"{reads / pods:.2f}",
             verbs,
         )
 
 
-class Run:
-    """One API server, one node, one control plane, and what they do."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """So many ModelInfers of so many groups of one pod."""
 
-    def __init__(self, client: Bare, watched: Watched, server: int, controllers: Controllers) -> None:
+    infers: int
+    groups: int
+
+    @property
+    def pods(self) -> int:
+        """All pods."""
+        return self.infers * self.groups
+
+    def __str__(self) -> str:
+        return f"{self.infers:,} ModelInfer{'s' * (self.infers > 1)} of {self.groups:,}"
+
+
+class Run:
+    """One API server, one node, and who works on it; `controllers` are none while the bare client does it all."""
+
+    def __init__(self, client: Bare, watched: Watched, server: int, controllers: Controllers | None = None) -> None:
         self._client = client
         self._watched = watched
         self._server = server
         self._controllers = controllers
 
-    async def part(self, act: Awaitable[Any], holds: Callable[[], bool]) -> Part:
+    async def part(self, name: str, act: Awaitable[Any], holds: Callable[[], bool]) -> Part:
         """Do something and wait until it has come about."""
-        requests, cpu, server = self._controllers.requests(), processes.cpu_s(self._controllers.pid), self._cpu()
+        before, cpu, requests = processes.cpu_s(self._server), self._cpu(), self._requests()
         began = time.monotonic()
         await act
         await self._watched.until(holds)
         seconds = time.monotonic() - began
-        after = self._controllers.requests()
-        return Part(
-            seconds,
-            processes.cpu_s(self._controllers.pid) - cpu,
-            self._cpu() - server,
-            {verb: count - requests.get(verb, 0.0) for verb, count in after.items()},
-        )
+        counts = {verb: count - requests.get(verb, 0.0) for verb, count in self._requests().items()}
+        return Part(name, seconds, processes.cpu_s(self._server) - before, self._cpu() - cpu, counts)
 
-    async def bare(self, pods: int) -> tuple[Part, Part]:
-        """Create pods as the controller makes them, and delete them, with nothing that thinks."""
-        names = [f"bare-{number}-engine-0-0" for number in range(pods)]
-        create = self._client.all(lambda name=name: self._client.ask("POST", PODS, _pod(name)) for name in names)  # type: ignore[misc]  # a lambda's default
-        made = await self.part(create, lambda: self._watched.ready(pods))
-        delete = self._client.all(lambda name=name: self._client.ask("DELETE", f"{PODS}/{name}") for name in names)  # type: ignore[misc]
-        return made, await self.part(delete, lambda: not self._watched.pods)
+    async def story(self, shape: Shape) -> list[Part]:
+        """Create, roll, do nothing for a while, scale to zero."""
+        names = [f"bench-{number}" for number in range(shape.infers)]
+        there = self._watched
 
-    async def story(self, infers: int, groups: int) -> list[tuple[str, Part]]:
-        """Create, roll, scale to zero."""
-        names = [f"bench-{number}" for number in range(infers)]
+        def every(ask: Callable[[str], Awaitable[Any]]) -> Awaitable[Any]:
+            return self._client.all(partial(ask, name) for name in names)
 
-        def every(method: str, body: Callable[[str], Any], *, on: bool, content: str = "application/json") -> Any:
-            return self._client.all(
-                lambda name=name: self._client.ask(method, f"{INFERS}/{name}" if on else INFERS, body(name), content)  # type: ignore[misc]
-                for name in names
-            )
+        def change(spec: Any) -> Awaitable[Any]:
+            return every(lambda name: self._client.ask("PATCH", f"{INFERS}/{name}", {"spec": spec}, _MERGE))
 
-        def change(spec: Any) -> Any:
-            return every("PATCH", lambda _: {"spec": spec}, on=True, content="application/merge-patch+json")
-
-        def settled(replicas: int, image: str) -> Callable[[], bool]:
-            return lambda: (
-                self._watched.settled(replicas)
-                and all(pod["spec"]["containers"][0]["image"] == image for pod in self._watched.pods.values())
-            )
-
-        template = {"template": {"roles": [_role("sim:2")]}}
+        create = every(lambda name: self._client.ask("POST", INFERS, _infer(name, shape.groups)))
         parts = [
-            (
-                "created",
-                await self.part(
-                    every("POST", lambda name: _infer(name, groups), on=False),
-                    lambda: len(self._watched.infers) == infers and settled(groups, "sim:1")(),
-                ),
-            ),
-            ("rolled", await self.part(change(template), settled(groups, "sim:2"))),
-            ("idle", await self.part(asyncio.sleep(_IDLE_S), lambda: True)),
-            ("scaled to zero", await self.part(change({"replicas": 0}), settled(0, ""))),
+            await self.part("created", create, lambda: there.settled(shape, shape.groups, "sim:1")),
+            await self.part("rolled", change(_roles("sim:2")), lambda: there.settled(shape, shape.groups, "sim:2")),
+            await self.part("idle", asyncio.sleep(_IDLE_S), lambda: True),
+            await self.part("scaled to zero", change({"replicas": 0}), lambda: there.settled(shape, 0, "")),
         ]
-        await every("DELETE", lambda _: None, on=True)
-        await self._watched.until(lambda: not self._watched.infers)
+        await every(lambda name: self._client.ask("DELETE", f"{INFERS}/{name}"))
+        await there.until(lambda: not there.infers)
+        return parts
+
+    async def alone(self, shape: Shape) -> list[Part]:
+        """Write the same objects in the same parts, with nothing that thinks."""
+        ask, there = self._client.ask, self._watched
+        names = [f"bench-{number}" for number in range(shape.infers)]
+        pods = [f"{name}-{group}-engine-0-0" for name in names for group in range(shape.groups)]
+
+        def every(names: list[str], do: Callable[[str], Awaitable[Any]]) -> Awaitable[Any]:
+            return self._client.all(partial(do, name) for name in names)
+
+        async def create() -> None:
+            await every(names, lambda name: ask("POST", INFERS, _infer(name, shape.groups)))
+            await every(names, lambda name: ask("POST", REVISIONS, _revision(f"{name}-1")))
+            await every(pods, lambda name: ask("POST", PODS, _pod(name)))
+            await every(names, status)
+
+        async def remove() -> None:
+            await every(pods, lambda name: ask("DELETE", f"{PODS}/{name}"))
+            await there.until(lambda: not there.pods)
+
+        def status(name: str) -> Awaitable[Any]:
+            conditions = [_condition(type_) for type_ in ("Accepted", "Available", "Progressing", "Degraded")]
+            body = {"status": {"replicas": shape.groups, "conditions": conditions}}
+            return ask("PATCH", f"{INFERS}/{name}/status", body, _MERGE)
+
+        async def roll() -> None:
+            await every(names, lambda name: ask("PATCH", f"{INFERS}/{name}", {"spec": _roles("sim:2")}, _MERGE))
+            await every(names, lambda name: ask("POST", REVISIONS, _revision(f"{name}-2")))
+            await remove()
+            await every(pods, lambda name: ask("POST", PODS, _pod(name)))
+            await every(names, status)
+
+        async def scale() -> None:
+            await every(names, lambda name: ask("PATCH", f"{INFERS}/{name}", {"spec": {"replicas": 0}}, _MERGE))
+            await remove()
+            await every(names, status)
+
+        parts = [
+            await self.part("created", create(), lambda: there.ready(shape.pods)),
+            await self.part("rolled", roll(), lambda: there.ready(shape.pods)),
+            await self.part("scaled to zero", scale(), lambda: not there.pods),
+        ]
+        await every(names, lambda name: ask("DELETE", f"{INFERS}/{name}"))
+        await every(
+            [f"{name}-{number}" for name in names for number in (1, 2)], lambda n: ask("DELETE", f"{REVISIONS}/{n}")
+        )
+        await there.until(lambda: not there.infers)
         return parts
 
     def _cpu(self) -> float:
-        return processes.cpu_s(self._server)
+        return processes.cpu_s(self._controllers.pid) if self._controllers is not None else 0.0
+
+    def _requests(self) -> dict[str, float]:
+        return self._controllers.requests() if self._controllers is not None else {}
 
 
 async def run(pods: int = 1000) -> None:
@@ -204,26 +255,32 @@ async def run(pods: int = 1000) -> None:
     if program is None:
         print("\nControllers on an API server: left out, `make kubetest` builds one")
         return
-    with apiserver.serving(program) as (kubeconfig, server), _controllers(kubeconfig) as controllers:
+    shapes = (Shape(1, pods), Shape(pods, 1))
+    with apiserver.serving(program) as (kubeconfig, server), _node(kubeconfig):
         config = yaml.safe_load(kubeconfig.read_text())
         async with _watching(config) as (client, watched):
-            it = Run(client, watched, server, controllers)
-            rows = []
-            with _node(kubeconfig):
-                for title, infers in ((f"1 ModelInfer of {pods:,}", 1), (f"{pods:,} ModelInfers of 1", pods)):
-                    for name, part in await it.story(infers, pods // infers):
-                        rows.append((f"{title}: {name}", *part.cells(pods)))
-                    made, gone = await it.bare(pods)
-                    rows += [
-                        (f"bare client, {pods:,} pods: {name}", *part.cells(pods)[:3], "1.00", "0.00", "")
-                        for name, part in (("created", made), ("deleted", gone))
-                    ]
-            memory = processes.rss_mib(controllers.pid)
-    table.show(
-        f"Controllers on an API server; {memory:.0f} MiB at the end",
-        ("", "s", "controllers CPU s", "server CPU s", "writes a pod", "reads a pod", "by verb"),
-        rows,
+            alone = [await Run(client, watched, server).alone(shape) for shape in shapes]
+            with _controllers(kubeconfig) as controllers:
+                it = Run(client, watched, server, controllers)
+                stories = [await it.story(shape) for shape in shapes]
+                memory = processes.rss_mib(controllers.pid)
+    rows = [
+        (f"{shape}: {part.name}", *part.cells(pods, next((one for one in bare if one.name == part.name), None)))
+        for shape, story, bare in zip(shapes, stories, alone, strict=True)
+        for part in story
+    ]
+    head = (
+        "",
+        "s",
+        "bare client",
+        "server CPU s",
+        "bare client",
+        "controllers CPU s",
+        "writes a pod",
+        "reads",
+        "by verb",
     )
+    table.show(f"Controllers on an API server; {memory:.0f} MiB at the end", head, rows)
 
 
 @contextlib.asynccontextmanager
@@ -273,6 +330,19 @@ def _controllers(kubeconfig: Path) -> Iterator[Controllers]:
 def _role(image: str) -> Manifest:
     template = {"spec": {"containers": [{"name": "engine", "image": image}]}}
     return {"name": "engine", "workerReplicas": 0, "entryTemplate": template}
+
+
+def _roles(image: str) -> Manifest:
+    return {"template": {"roles": [_role(image)]}}
+
+
+def _revision(name: str) -> Manifest:
+    return {"metadata": {"name": name}, "revision": 1, "data": {"spec": _roles("sim:1")}}
+
+
+def _condition(type_: str) -> Manifest:
+    since = {"lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}
+    return {"type": type_, "status": "True", "reason": "Said", "message": "As it was said.", **since}
 
 
 def _infer(name: str, groups: int) -> Manifest:
