@@ -63,6 +63,7 @@ class Settings:
                 "name": current.profile.name,
                 "plugins": [{"pluginRef": name, "weight": weight} for name, weight in current.profile.plugins],
             },
+            "flow_control": None if current.flow is None else current.flow.document(),
             "plugins": [
                 {"name": spec.name, "type": spec.type.TYPE, "parameters": dataclasses.asdict(spec.params)}
                 for spec in current.plugins

@@ -199,6 +199,29 @@ class FlowControl:
         """Return the rule of a priority."""
         return self.bands.get(priority) or (self.negative if priority < 0 else self.default)
 
+    def document(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        bands = {
+            "default": self.default,
+            "negative": self.negative,
+            **{str(at): band for at, band in self.bands.items()},
+        }
+        return {
+            "detector": self.detector,
+            "max_requests": self.max_requests,
+            "max_bytes": self.max_bytes,
+            "no_endpoint_ttl_s": self.no_endpoint_ttl_s,
+            "bands": {
+                name: band._asdict() | {"prices": None if band.prices is None else band.prices._asdict()}
+                for name, band in bands.items()
+            },
+            "tenants": {name: {"weight": one.weight, "priority": one.priority} for name, one in self.tenants.items()},
+            "keys": dict(self.keys),
+            "objectives": dict(self.objectives),
+            "trusted": self.trusted,
+            "redis": self.redis,
+        }
+
     @property
     def longest_s(self) -> float:
         """The longest that a request may wait."""

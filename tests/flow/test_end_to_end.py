@@ -77,6 +77,17 @@ async def test_who_waits_is_told_on_the_page_and_goes_in_turn(tmp_path):
         assert told[1]["waited_s"] > 0
         await eventually_async(lambda: waiting(0))
 
+        first = asyncio.create_task(ask("flood", 5000, "another"))
+        await eventually_async(lambda: is_open(http, stack, 1))
+        second = asyncio.create_task(ask("calm", 1, "waits"))
+        await eventually_async(lambda: waiting(1))
+        (tmp_path / "turns.scheduling").write_text(flow.RULES.format(policy=flow.FAIR, places=2))
+        assert (await second)["waited_s"] > 0
+        assert not first.done()
+        async with http.get(f"{stack.admin_url}/config") as answer:
+            assert (await answer.json())["flow_control"]["detector"] == "concurrency-detector"
+        first.cancel()
+
 
 async def is_open(http, stack, count):
     async with http.get(f"{stack.admin_url}/endpoints") as answer:

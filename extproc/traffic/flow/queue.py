@@ -5,6 +5,7 @@ The queue knows who is next, who has to make room, and what is counted; whether 
 
 from __future__ import annotations
 
+import heapq
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
@@ -150,12 +151,12 @@ class Band:
             return min(heads, key=lambda entry: entry.at)
         level = self.counters.level
         if prices.locality:
-            heads.sort(key=lambda entry: (level(entry.tenant), entry.at))
-            bound = level(heads[0].tenant) + prices.locality
-            near = [entry for entry in heads[:_COMPARED] if level(entry.tenant) <= bound]
+            lowest = heapq.nsmallest(_COMPARED, heads, key=lambda entry: (level(entry.tenant), entry.at))
+            bound = level(lowest[0].tenant) + prices.locality
+            near = [entry for entry in lowest if level(entry.tenant) <= bound]
             if len(near) > 1:
                 return max(near, key=lambda entry: entry.known() if entry.known is not None else 0)
-            return heads[0]
+            return lowest[0]
         return min(heads, key=lambda entry: (level(entry.tenant), entry.at))
 
     def displaced(self, entry: Entry, *, by_bytes: bool) -> Iterator[Entry]:
