@@ -137,6 +137,7 @@ class Model:
 
     name: str
     rules: tuple[Rule, ...]
+    outside: bool = False  # providers answer for it, too, which only the picker speaks with
 
 
 @dataclass(frozen=True, slots=True)

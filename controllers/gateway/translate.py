@@ -273,6 +273,12 @@ def _models(order: Mapping[str, list[networking.ModelRoute]], servers: Mapping[N
                 for rule in route.spec.rules
                 if (found := _rule(name, rule, route, servers)) is not None
             ),
+            outside=any(
+                target.external_model_provider_name
+                for route in routes
+                for rule in route.spec.rules
+                for target in rule.target_models
+            ),
         )
         for name, routes in order.items()
     )

@@ -314,7 +314,7 @@ def _model_routes(model: ir.Model, known: tuple[ir.Backend, ...], limits: ir.Lim
             ),
             request_body_buffer_limit=limits.body_bytes,
         )
-    yield _unknown_model(limits)
+    yield _unavailable(limits) if model.outside else _unknown_model(limits)
 
 
 def _conditions(rule: ir.Rule) -> RouteMatch:
