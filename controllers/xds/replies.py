@@ -143,6 +143,14 @@ def _replies(limits: ir.Limits) -> tuple[Reply, ...]:
             f"The request body is over the limit of {limits.body_bytes} bytes.",
         ),
         Reply(
+            _is("response_payload_too_large"),
+            "answer-too-large",
+            "upstream_error",
+            "answer_too_large",
+            f"The provider's answer is over the limit of {limits.body_bytes} bytes for what is translated as a whole.",
+            status=502,
+        ),
+        Reply(
             _begins("ext_proc"),
             "picker-unavailable",
             unavailable,

@@ -322,3 +322,18 @@ async def test_a_decision_is_explained(place):
     assert b"claude -> provider/default/anthropic as their-model" in told
     assert b"an external provider" in told
     assert (shown["spec"]["providerType"], shown["unmet"]) == ("Anthropic", None)
+
+
+async def test_an_answer_over_the_limit_is_refused_and_harms_nobody(place):
+    world, provider = place
+    pids = world.stack.pids()
+
+    async def behave(_request, got):
+        content = [{"type": "text", "text": "x" * (33 << 20)}]
+        return aiohttp.web.json_response(fakes.messages_answer(got.body) | {"content": content})
+
+    provider.behave = behave
+    answer = await world.send(CHAT, model="claude")
+
+    assert (answer.status, answer.error["code"]) == (502, "answer_too_large")
+    assert world.stack.pids() == pids
