@@ -247,17 +247,22 @@ def _gateway(options: argparse.Namespace) -> ir.Gateway:
     host, _, port = options.gateway.rpartition(":")
     return ir.Gateway(
         listeners=(ir.Listener("gateway", host or "0.0.0.0", int(port)),),
-        picker=ir.Picker(_address(options.picker), fail_open=not options.fail_closed),
+        picker=ir.Picker(
+            _address("--picker", options.picker),
+            fail_open=not options.fail_closed,
+            translator=_address("--translator", options.translator) if options.translator else None,
+        ),
         module=options.envoy_module,
     )
 
 
-def _address(text: str) -> ir.Address:
+def _address(flag: str, text: str) -> ir.Address:
     if text.startswith("unix:"):
         return ir.Address(path=text.removeprefix("unix:"))
+        authorities=options.authorities,
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal():
-        raise ValueError(f"--picker {text}: must be unix:PATH or HOST:PORT")
+        raise ValueError(f"{flag} {text}: must be unix:PATH or HOST:PORT")
     return ir.Address(host=host, port=int(port))
 
 
@@ -316,6 +321,18 @@ def _parser() -> argparse.ArgumentParser:
     others.add_argument(
         "--leader-worker-sets",
         action="store_true",
+    gateway.add_argument(
+        "--translator",
+        default="",
+        metavar="ADDRESS",
+        help="where the picker speaks with external providers; by default beside --picker, if that is a Unix socket",
+    )
+    gateway.add_argument(
+        "--authorities",
+        default=ir.AUTHORITIES,
+        metavar="FILE",
+        help="on Envoy's machine: who may sign the certificates of providers and issuers",
+    )
         help="run LeaderWorkerSets as ModelInfers; only where their own controller does not",
     )
     admission = parser.add_argument_group("admission")

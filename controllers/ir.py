@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from matrixinfer.api import networking
+
+
+AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"  # where Debian, Alpine and Envoy's image have it
 
 
 class Match(Enum):
@@ -196,9 +200,7 @@ class Gateway:
     picker: Picker
     limits: Limits = field(default_factory=Limits)
     module: bool = False  # Envoy finds our module (envoy/modules); without it Lua watches answers, and cannot end one
-    authorities: str = (
-        "/etc/ssl/certs/ca-certificates.crt"  # file on Envoy's machine: who may sign certificates of others
-    )
+    authorities: str = AUTHORITIES  # file on Envoy's machine: who may sign the certificates of others
     access_log: str = ""  # a file for one JSON line a request; "-" for standard output; "" for none
 
 
