@@ -253,13 +253,13 @@ def _gateway(options: argparse.Namespace) -> ir.Gateway:
             translator=_address("--translator", options.translator) if options.translator else None,
         ),
         module=options.envoy_module,
+        authorities=options.authorities,
     )
 
 
 def _address(flag: str, text: str) -> ir.Address:
     if text.startswith("unix:"):
         return ir.Address(path=text.removeprefix("unix:"))
-        authorities=options.authorities,
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError(f"{flag} {text}: must be unix:PATH or HOST:PORT")
@@ -315,12 +315,6 @@ def _parser() -> argparse.ArgumentParser:
     gateway.add_argument(
         "--picker", default="unix:/run/matrixinfer/picker.sock", metavar="ADDRESS", help="where Envoy asks"
     )
-    gateway.add_argument("--fail-closed", action="store_true", help="answer 503 where the picker does not answer")
-    gateway.add_argument("--envoy-module", action="store_true", help="Envoy has the project's module")
-    others = parser.add_argument_group("kinds of others")
-    others.add_argument(
-        "--leader-worker-sets",
-        action="store_true",
     gateway.add_argument(
         "--translator",
         default="",
@@ -333,6 +327,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="on Envoy's machine: who may sign the certificates of providers and issuers",
     )
+    gateway.add_argument("--fail-closed", action="store_true", help="answer 503 where the picker does not answer")
+    gateway.add_argument("--envoy-module", action="store_true", help="Envoy has the project's module")
+    others = parser.add_argument_group("kinds of others")
+    others.add_argument(
+        "--leader-worker-sets",
+        action="store_true",
         help="run LeaderWorkerSets as ModelInfers; only where their own controller does not",
     )
     admission = parser.add_argument_group("admission")

@@ -12,7 +12,6 @@ from typing import Final
 
 from matrixinfer.api import networking
 
-
 AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"  # where Debian, Alpine and Envoy's image have it
 
 
