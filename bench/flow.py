@@ -269,16 +269,16 @@ async def parked(one: Stack, *, count: int = PARKED, size: int = 2_000, seconds:
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
         await _ask(http, one.url, "flood", "before " + "x" * size, 1)  # whatever is built by the first request is there
         first = asyncio.create_task(_ask(http, one.url, "flood", "first", 100_000))
-        await _queue(http, one, at_least=0, sent=1)
+        await _queue(http, one, sent=1)
         before = processes.rss_mib(picker)
         asked: list[asyncio.Task[None]] = []
         waiting = 0
-        while waiting < count:  # some at a time: a picker that is late for long prompts would be passed by
-            asked += [
+        while waiting < count:  # some at a time: a picker that is late for many long prompts is passed by
+            asked = [task for task in asked if not task.done()] + [
                 asyncio.create_task(_ask(http, one.url, "flood", f"{len(asked) + number} " + "x" * size, 1))
                 for number in range(min(_AT_ONCE, count - waiting))
             ]
-            waiting = await _queue(http, one, at_least=len(asked))
+            waiting = await _queue(http, one, all_of=asked)
         after, spent = processes.rss_mib(picker), processes.cpu_s(picker)
         await asyncio.sleep(seconds)
         spent = processes.cpu_s(picker) - spent
@@ -301,15 +301,20 @@ async def _ask(http: aiohttp.ClientSession, url: str, tenant: str, prompt: str, 
 
 
 async def _queue(
-    http: aiohttp.ClientSession, one: Stack, *, at_least: int = 0, at_most: int = 1 << 30, sent: int = 0
+    http: aiohttp.ClientSession,
+    one: Stack,
+    *,
+    all_of: Sequence[asyncio.Task[None]] = (),
+    at_most: int = 1 << 30,
+    sent: int = 0,
 ) -> int:
-    """Wait until so many requests wait in the picker, and so many are sent; returns how many wait."""
+    """Wait until these requests wait in the picker, but for those that were answered, and so many are sent."""
     while True:
         async with http.get(f"{one.admin_url}/queues") as answer:
             waiting = int((await answer.json())["waiting"])
         async with http.get(f"{one.admin_url}/endpoints") as answer:
             inflight = sum(each["inflight"] for each in (await answer.json())["endpoints"])
-        if at_least <= waiting <= at_most and inflight >= sent:
+        if sum(not task.done() for task in all_of) <= waiting <= at_most and inflight >= sent:
             return waiting
         await asyncio.sleep(0.02)
 
