@@ -115,7 +115,8 @@ class _Server:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            request = await asyncio.wait_for(reader.readline(), self._patience_s)
+            async with asyncio.timeout(self._patience_s):
+                request = await reader.readline()
             watching = asyncio.ensure_future(self._respond(request, writer))
             gone = asyncio.ensure_future(reader.read(1))  # clients say nothing more: this ends when they leave
             try:
@@ -189,7 +190,8 @@ class _Server:
     async def _send(self, writer: asyncio.StreamWriter, event: str, manifest: Manifest) -> None:
         manifest.get("metadata", {}).pop("managedFields", None)
         writer.write(orjson.dumps({"type": event, "object": manifest}, option=orjson.OPT_APPEND_NEWLINE))
-        await asyncio.wait_for(writer.drain(), self._patience_s)
+        async with asyncio.timeout(self._patience_s):
+            await writer.drain()
 
 
 def _bookmark(kind: Kind, meta: Manifest) -> Manifest:
@@ -239,12 +241,16 @@ class Feed:
             raise Unavailable(f"{self._path}: {error.strerror or error}") from error
         try:
             writer.write(orjson.dumps(asked, option=orjson.OPT_APPEND_NEWLINE))
-            while line := await asyncio.wait_for(reader.readline(), self._silence_s):
+            while line := await self._line(reader):
                 yield _event(line)
         except (OSError, TimeoutError, ValueError) as error:
             raise Unavailable(f"{self._path}: the connection broke: {error or type(error).__name__}") from error
         finally:
             writer.close()
+
+    async def _line(self, reader: asyncio.StreamReader) -> bytes:
+        async with asyncio.timeout(self._silence_s):  # unlike wait_for, it loses no cancellation to a line that has just come
+            return await reader.readline()
 
 
 def _event(line: bytes) -> WatchEvent:

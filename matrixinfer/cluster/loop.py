@@ -227,7 +227,7 @@ class Loop:
             ready = self.synced and len(working) < self._workers  # nothing is decided on half a world
             key = self._queue.pop(loop.time()) if ready else None
             if key is None:
-                await self._wait(self._queue.next_due() if ready else None, loop)
+                await self._wait(self._queue.next_due() if ready else None)
                 continue
             task = group.create_task(self._one(key, loop))
             working.add(task)
@@ -246,10 +246,11 @@ class Loop:
         self._queue.done(key)
         self._wake.set()
 
-    async def _wait(self, due: float | None, loop: asyncio.AbstractEventLoop) -> None:
+    async def _wait(self, due: float | None) -> None:
         self._wake.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), None if due is None else max(due - loop.time(), 0))
+            async with asyncio.timeout_at(due):  # unlike wait_for, it loses no cancellation to an event at the same moment
+                await self._wake.wait()
 
     async def _reconcile(self, key: Key, loop: asyncio.AbstractEventLoop) -> float:
         """Look at a key, and do what it needs; return for how long it is to rest."""

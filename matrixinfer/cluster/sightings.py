@@ -74,7 +74,8 @@ class Sightings:
         try:
             while wait.unseen:
                 wait.news.clear()
-                await asyncio.wait_for(wait.news.wait(), self._silence_s)
+                async with asyncio.timeout(self._silence_s):
+                    await wait.news.wait()
         except TimeoutError:
             return
         finally:

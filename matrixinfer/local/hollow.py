@@ -70,7 +70,8 @@ class HollowNode:
                 self._wake.clear()
                 due = self._queue.next_due()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), None if due is None else max(due - loop.time(), 0))
+                    async with asyncio.timeout_at(due):
+                        await self._wake.wait()
                 continue
             try:
                 await self._tend(*name)

@@ -164,7 +164,8 @@ async def controller(staged, node):
 @pytest.fixture
 def customer(staged, request):
     """Somebody with a ModelInfer that is named after the test; it goes with the test."""
-    name = request.node.name.removeprefix("test_").partition("[")[0].replace("_", "-")[-24:].strip("-")
+    name = request.node.name.removeprefix("test_").partition("[")[0].replace("_", "-")[-20:].strip("-")
+    name = f"{name}-{next(numbers)}"  # what was of this name before may still be going
     user = stage.User(official_client(staged), name)
     yield user
     with contextlib.suppress(official.ApiException):
