@@ -26,7 +26,8 @@ from extproc.adapters import settings, telemetry
 from extproc.adapters.desk import Desk
 from extproc.adapters.errands import Errands
 from extproc.adapters.transport import access_log, ext_proc
-from extproc.director import Director, World
+from extproc.candidates import World
+from extproc.director import Director
 from extproc.kvcache.index import PrefixIndex
 from extproc.scheduling import config
 from extproc.scheduling.endpoints import Endpoint, EndpointTable

@@ -38,7 +38,8 @@ from extproc.adapters.transport import access_log, ext_proc, health, serving
 from extproc.adapters.transport.calls import Limits
 from extproc.adapters.turns import Turns
 from extproc.adapters.world import KINDS, WorldView
-from extproc.director import Director, World
+from extproc.candidates import World
+from extproc.director import Director
 from extproc.errors import ConfigError
 from extproc.kvcache.index import PrefixIndex
 from extproc.scheduling import config, topology

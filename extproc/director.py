@@ -8,24 +8,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
-import numpy as np
 
 from extproc import errors
+from extproc.candidates import Candidates
 from extproc.decisions import Record, explanation
-from extproc.kvcache.exact import homeless
 from extproc.prefilling.plan import Asked
 from extproc.prefilling.story import Prefilling
 from extproc.providers.outward import outward
 from extproc.requests import parse, paths, rewrite
-from extproc.scheduling.framework import Cycle
-from extproc.traffic import failover, latency, listing
-from extproc.traffic.failover import Shared
-from extproc.traffic.flow.gate import Gate
+from extproc.traffic import latency, listing
 from extproc.traffic.ledger import Sent
 from extproc.traffic.limits.limiter import Limiter
 from extproc.traffic.routes import RouteTable, to_relief, to_spare
@@ -35,19 +30,15 @@ from matrixinfer.api import dataplane
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from numpy.typing import NDArray
-
-    from extproc.kvcache.exact import ExactIndex
-    from extproc.kvcache.index import PrefixIndex
+    from extproc.candidates import World
     from extproc.prefilling.plan import Split
-    from extproc.scheduling.endpoints import EndpointTable
-    from extproc.scheduling.framework import Draw
+    from extproc.scheduling.framework import Cycle, Draw
     from extproc.scheduling.scheduler import Result, Scheduler
     from extproc.tokens.text import PrefixBlocks
+    from extproc.traffic.failover import Shared
     from extproc.traffic.flow.gate import Passed
-    from extproc.traffic.ledger import Ledger, Settlement
+    from extproc.traffic.ledger import Settlement
     from extproc.traffic.limits.limiter import Headers
-    from extproc.traffic.pools import Pools
     from extproc.traffic.routes import Placement
     from extproc.types import Errand, HttpRequest, InferenceRequest, Outcome, Story
 
@@ -55,18 +46,7 @@ _JSON: Final = (("content-type", "application/json"),)
 _SATURATED_RETRY_S: Final = 1  # load changes within a second
 # Why a request goes to the provider that takes what overflows: all endpoints are busy.
 _OVERFLOWS: Final = (errors.Saturated, errors.Shed, errors.QueueFull, errors.Displaced, errors.WaitedTooLong)
-_FALLBACKS: Final = 4  # endpoints that a request may be tried at, as the built-in picker has it
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What the director reads; others write it."""
-
-    table: EndpointTable
-    pools: Pools
-    ledger: Ledger
-    index: PrefixIndex  # learned from decisions
-    exact: ExactIndex | None = None  # what engines tell; None: nobody listens
+_NOTHING: Final = Prefix((), 0)  # of a prompt that nobody looks up
 
 
 class Witness(Protocol):
@@ -79,6 +59,17 @@ class Witness(Protocol):
     def settled(self, settlement: Settlement) -> None:
         """Take the end of a request."""
         ...
+
+
+class _Case(NamedTuple):
+    """A request that is to be placed, and what is known of it by then."""
+
+    request: InferenceRequest
+    http: HttpRequest
+    placement: Placement
+    prefix: Prefix
+    ticket: str
+    told: Headers  # of its limits
 
 
 class Director:
@@ -114,11 +105,13 @@ class Director:
             world.exact.on_emptied = world.index.forget  # what was learned of it is as old as what it told
         self.limiter = Limiter()
         self.prefilling = Prefilling(table=world.table, pools=world.pools, ledger=world.ledger)
-        self.gate = Gate(world.table, self._stages, clock)
+        self.candidates = Candidates(world, self.prefilling, clock=clock, draw=draw)
+        self.candidates.disaggregation = scheduler.disaggregation
+        self.gate = self.candidates.gate
 
     def use_routes(self, routes: RouteTable) -> None:
         """Serve by `routes` from now on."""
-        self.routes = routes
+        self.routes = self.candidates.routes = routes
         self._listing = listing.listing(routes.models())
         self.gate.pump()
 
@@ -130,6 +123,7 @@ class Director:
         """Schedule with these from now on; the table and the index stay."""
         self._scheduler = scheduler
         self._blocks = blocks
+        self.candidates.disaggregation = scheduler.disaggregation
 
     def decide(self, http: HttpRequest) -> Story:
         """Tell where the request goes: a generator that yields what it has to wait for. Raises Rejection."""
@@ -147,101 +141,72 @@ class Director:
         request = parse.parse(http)
         if http.headers.get(dataplane.MODEL, request.model) != request.model:
             raise errors.BadRequest("the body names its model in a way that the gateway reads otherwise", param="model")
-        placement = self._placement(request, http)
+        placement = self.candidates.placement(request, http)
         if placement.provider is not None:
             told = yield from self._reserve(placement.route, request, http, ticket)
-            return self._outside(request, placement, ticket=ticket, told=told)
+            return self._outside(_Case(request, http, placement, _NOTHING, ticket, told))
         prefix = yield from self._prefix(request, placement)
         if prefix.tokens is not None:
             request = request._replace(prompt_tokens=prefix.tokens)
         told = yield from self._reserve(placement.route, request, http, ticket)
+        case = _Case(request, http, placement, prefix, ticket, told)
         if placement.relief is not None:
-            return (yield from self._inside_or_beside(request, http, placement, prefix, ticket=ticket, told=told))
-        if placement.spare is not None:
-            return (yield from self._inside_or_out(request, http, placement, prefix, ticket=ticket, told=told))
-        return (yield from self._inside(request, http, placement, prefix, ticket=ticket, told=told))
+            return (yield from self._inside_or_beside(case))
+        return (yield from self._inside_or_out(case))
 
     def _prefix(self, request: InferenceRequest, placement: Placement) -> Generator[Errand, Any, Prefix]:
         prefix = self._blocks.prefix(request, placement.model)
         return prefix if isinstance(prefix, Prefix) else (yield from _read(prefix))
 
-    def _inside_or_beside(  # noqa: PLR0913 - all that is known of the request by now
-        self,
-        request: InferenceRequest,
-        http: HttpRequest,
-        placement: Placement,
-        prefix: Prefix,
-        *,
-        ticket: str,
-        told: Headers,
-    ) -> Story:
+    def _inside_or_beside(self, case: _Case) -> Story:
         """Place a request, or at the ModelServer that takes what overflows, with a provider behind it if there is one."""
-        beside = to_relief(placement)
-        if self.gate.full(beside.server) or not self.gate.full(placement.server):
+        beside = to_relief(case.placement)
+        if self.gate.full(beside.server) or not self.gate.full(case.placement.server):
             try:
-                return (yield from self._inside(request, http, placement, prefix, ticket=ticket, told=told))
+                return (yield from self._inside(case))
             except _OVERFLOWS:
-                self.gate.leave(ticket)
-        prefix = yield from self._prefix(request, beside)
-        place = self._inside if beside.spare is None else self._inside_or_out
-        return (yield from place(request, http, beside, prefix, ticket=ticket, told=told))
+                self.gate.leave(case.ticket)
+        prefix = yield from self._prefix(case.request, beside)
+        return (yield from self._inside_or_out(case._replace(placement=beside, prefix=prefix)))
 
-    def _inside_or_out(  # noqa: PLR0913 - as above
-        self,
-        request: InferenceRequest,
-        http: HttpRequest,
-        placement: Placement,
-        prefix: Prefix,
-        *,
-        ticket: str,
-        told: Headers,
-    ) -> Story:
+    def _inside_or_out(self, case: _Case) -> Story:
         """Place a request, or send it to the provider that takes what overflows, if it can be said in its words."""
-        out = partial(self._outside, request, to_spare(placement), ticket=ticket, told=told)
-        if self.gate.full(placement.server):
+        if case.placement.spare is None:
+            return (yield from self._inside(case))
+        out = partial(self._outside, case._replace(placement=to_spare(case.placement)))
+        if self.gate.full(case.placement.server):
             with suppress(errors.BadRequest):
                 return out()
         try:
-            return (yield from self._inside(request, http, placement, prefix, ticket=ticket, told=told))
+            return (yield from self._inside(case))
         except _OVERFLOWS as rejection:
-            self.gate.leave(ticket)
+            self.gate.leave(case.ticket)
             try:
                 return out()
             except errors.BadRequest:
                 raise rejection from None
 
-    def _inside(  # noqa: PLR0913 - as above
-        self,
-        request: InferenceRequest,
-        http: HttpRequest,
-        placement: Placement,
-        prefix: Prefix,
-        *,
-        ticket: str,
-        told: Headers,
-    ) -> Story:
+    def _inside(self, case: _Case) -> Story:
         """Place a request at an endpoint of its ModelServer, when it is its turn."""
-
-        def fresh() -> Cycle:
-            rows = self._candidates(request, placement)
-            return self._cycle(request, rows, prefix, now=self._clock(), engine_model=placement.model)
-
+        request, http, placement, prefix, ticket, told = case
+        candidates = self.candidates
+        fresh = partial(candidates.cycle, request, placement, prefix)
         passed: Passed | None = None
         if self.gate.rules is not None:
-            known = partial(_known, fresh, prefix)
+            known = partial(candidates.known, request, placement, prefix)
             passed = yield from self.gate.turn(ticket, placement.server, http=http, request=request, known=known)
         body, usage = rewrite.rewritten(
             request, model=placement.model if placement.model != request.model else None, usage=self._ask_usage
         )
 
         server, how = self.routes.servers.get(placement.server), self._scheduler.disaggregation
-        roles = self.prefilling.roles(placement.server, server, how)
+        roles = candidates.roles(placement.server)
         split: Split | None = None
         if roles is None or server is None or how is None:
             cycle = fresh()
             result = self._schedule(cycle)
             if passed is not None:
-                result = self._with_fallback(result, placement, request)
+                result = candidates.with_fallback(result, request, placement)
         else:
             asked = Asked(request, prefix, body or request.body, server, ticket, fresh, partial(self._expect, prefix))
             try:
@@ -249,10 +214,8 @@ class Director:
             except errors.Saturated as rejection:
                 raise _later(rejection) from None
             cycle, result, body = split.cycle, split.result, body if split.body is None else split.body
-        shared = self._shared(request, placement, result, alone=split is not None)
-        record = self._record(
-            ticket, cycle, prefix, placement=placement, result=result, split=split, passed=passed, shared=shared
-        )
+        shared = candidates.shared(request, placement, result, alone=split is not None)
+        record = self._record(case, cycle, result=result, split=split, passed=passed, shared=shared)
         headers = split.headers if split is not None else ()
         return Decision(
             ticket=record.sent.ticket,
@@ -266,20 +229,9 @@ class Director:
             names=_named(shared, body or request.body),
         )
 
-    def _shared(self, request: InferenceRequest, placement: Placement, result: Result, *, alone: bool) -> Shared:
-        """Say who else may get the request: further targets if its own fails it, and mirrors."""
-        if placement.handling is None:
-            return Shared(result.addresses)
-        world, servers, how = self._world, self.routes.servers, self._scheduler.disaggregation
-
-        def divided(server: str) -> bool:
-            return self.prefilling.roles(server, servers.get(server), how) is not None
-
-        others = failover.Others(servers, world.pools, world.table, divided, self._clock())
-        return failover.shared(placement, result.addresses, request, others, alone=alone)
-
-    def _outside(self, request: InferenceRequest, placement: Placement, *, ticket: str, told: Headers) -> Decision:
+    def _outside(self, case: _Case) -> Decision:
         """Send a request to an external provider: nothing is known of its endpoints, and nothing is learned of them."""
+        request, _, placement, _, ticket, told = case
         assert placement.provider is not None  # noqa: S101 - for the types: callers ask before
         made = outward(request, placement.provider, usage=self._ask_usage)
         sent = Sent(
@@ -299,10 +251,7 @@ class Director:
             outside=True,
         )
         self._world.ledger.open(sent)
-        record = Record(sent, placement.rule, None, Prefix((), 0))
-        self.recent[ticket] = record
-        if len(self.recent) > self._remembered:
-            self.recent.popitem(last=False)
+        record = self._remember(Record(sent, placement.rule, None, _NOTHING))
         return Decision(
             ticket=ticket,
             endpoints=sent.endpoints,
@@ -374,39 +323,6 @@ class Director:
             f"the model {parse.shown(name)} does not exist; GET /v1/models lists what is served", param="model"
         )
 
-    def _placement(self, request: InferenceRequest, http: HttpRequest) -> Placement:
-        pools = self._world.pools
-        if request.subset is None:
-            has_endpoints = self._serves
-        else:
-            allowed = frozenset(request.subset)
-
-            def has_endpoints(server: str) -> bool:
-                return len(self._within(pools.ready(server), allowed)) > 0
-
-        resolve = partial(self.routes.resolve, request, draw=self._draw.random(), tenant=http.tenant, key=http.key)
-        try:
-            return resolve(has_endpoints=has_endpoints)
-        except errors.NoEndpoints:
-            rules = self.gate.rules
-            if rules is None or not rules.no_endpoint_ttl_s or request.subset is not None:
-                raise
-            return resolve(has_endpoints=lambda _server: True)  # it waits for one
-
-    def _stages(self, server: str) -> tuple[NDArray[np.intp], ...]:
-        """Return the endpoints that a request needs a place at: one of each."""
-        roles = self.prefilling.roles(server, self.routes.servers.get(server), self._scheduler.disaggregation)
-        if roles is None:
-            return (self._world.pools.ready(server),)
-        return (roles.prefill, roles.decode) if len(roles.prefill) else (roles.decode,)
-
-    def _serves(self, server: str) -> bool:
-        """Tell whether the ModelServer has an endpoint that may answer."""
-        if not self._world.pools.has_endpoints(server):
-            return False
-        roles = self.prefilling.roles(server, self.routes.servers.get(server), self._scheduler.disaggregation)
-        return roles is None or len(roles.decode) > 0
-
     def _reserve(
         self, route: str, request: InferenceRequest, http: HttpRequest, ticket: str
     ) -> Generator[Errand, Any, Headers]:
@@ -426,69 +342,6 @@ class Director:
             return limiter.alone(ticket, self._clock())
         return limiter.answered(ticket, taken, self._clock())
 
-    def _candidates(self, request: InferenceRequest, placement: Placement) -> NDArray[np.intp]:
-        """Rows of the target's endpoints that are ready, in the gateway's subset, and have the adapter if some do."""
-        rows = self._able(request, placement)
-        if self.gate.rules is None:
-            return rows
-        roles = self.prefilling.roles(
-            placement.server, self.routes.servers.get(placement.server), self._scheduler.disaggregation
-        )
-        return rows if roles is not None else self.gate.narrowed(rows, self._clock())
-
-    def _able(self, request: InferenceRequest, placement: Placement) -> NDArray[np.intp]:
-        rows = self._world.pools.ready(placement.server)
-        if request.subset is not None:
-            rows = self._within(rows, frozenset(request.subset))
-        if placement.adapter:
-            models = self._world.table.models
-            loaded = [row for row in rows.tolist() if placement.model in models[row]]
-            if loaded:
-                return np.array(loaded, dtype=np.intp)
-        return rows
-
-    def _with_fallback(self, result: Result, placement: Placement, request: InferenceRequest) -> Result:
-        """Add endpoints without a place behind the others, for a request whose first ones fail it."""
-        missing = _FALLBACKS - len(result.addresses)
-        if missing <= 0:
-            return result
-        table = self._world.table
-        left = [row for row in self._able(request, placement).tolist() if row not in result.rows]
-        left.sort(key=lambda row: (table.avoid_until[row], table.inflight[row]))
-        more = tuple(table.address(row) for row in left[:missing])
-        return result._replace(addresses=result.addresses + more) if more else result
-
-    def _within(self, rows: NDArray[np.intp], allowed: frozenset[str]) -> NDArray[np.intp]:
-        address = self._world.table.address
-        return np.array([row for row in rows.tolist() if address(row) in allowed], dtype=np.intp)
-
-    def _cycle(
-        self, request: InferenceRequest, rows: NDArray[np.intp], prefix: Prefix, *, now: float, engine_model: str
-    ) -> Cycle:
-        index, exact, chain = self._world.index, self._world.exact, prefix.hashes
-        weighted = cached = home = None
-        if exact is None or not prefix.exact:
-            matched = index.match(chain, rows)
-        else:
-            learned = None if exact.covers(rows) else index.match(chain, rows)
-            matched, weighted, cached = exact.held(chain, rows, tokens=prefix.tokens, learned=learned)
-            if homeless(matched, len(chain)):
-                home = index.match(chain, rows) if learned is None else learned
-        return Cycle(
-            request=request,
-            table=self._world.table,
-            rows=rows,
-            matched=matched,
-            weighted=weighted,
-            cached_tokens=cached,
-            home=home,
-            blocks=len(chain),
-            now=now,
-            draw=self._draw,
-            trunk=index.trunk(chain),
-            engine_model=engine_model,
-        )
-
     def _schedule(self, cycle: Cycle) -> Result:
         """Order the candidates, and keep their scores: they are put into words only when somebody looks."""
         try:
@@ -498,18 +351,17 @@ class Director:
 
     def _record(  # noqa: PLR0913 - what a record is made of
         self,
-        ticket: str,
+        case: _Case,
         cycle: Cycle,
-        prefix: Prefix,
         *,
-        placement: Placement,
         result: Result,
         split: Split | None,
         passed: Passed | None,
         shared: Shared,
     ) -> Record:
         """Note the request as sent, and what its endpoint will hold."""
-        request, chain = cycle.request, prefix.hashes
+        request, _, placement, prefix, ticket, _ = case
+        chain = prefix.hashes
         chosen = result.rows[0]
         at = cycle.rows.tolist().index(chosen)
         matched = int(cycle.matched[at])
@@ -538,8 +390,10 @@ class Director:
         if passed is not None:
             self.gate.sent(ticket, matched * prefix.block_tokens)
         told = split.told if split is not None else None
-        record = Record(sent, placement.rule, result.trace, prefix._replace(hashes=()), told, passed)
-        self.recent[sent.ticket] = record
+        return self._remember(Record(sent, placement.rule, result.trace, prefix._replace(hashes=()), told, passed))
+
+    def _remember(self, record: Record) -> Record:
+        self.recent[record.sent.ticket] = record
         if len(self.recent) > self._remembered:
             self.recent.popitem(last=False)
         return record
@@ -586,12 +440,6 @@ def _read(unread: Unread) -> Generator[Errand, Any, Prefix]:
         unread.otherwise()
         raise
     return unread.read(made)
-
-
-def _known(fresh: Callable[[], Cycle], prefix: Prefix) -> int:
-    """Return how many tokens of a prompt the endpoint has that knows it best, of those with a place."""
-    matched = fresh().matched
-    return int(matched.max()) * prefix.block_tokens if len(matched) else 0
 
 
 def _later(rejection: errors.Saturated) -> errors.Saturated:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from extproc.adapters.desk import Refusal
     from extproc.adapters.world import WorldView
+    from extproc.candidates import World
     from extproc.decisions import Record
-    from extproc.director import Director, World
+    from extproc.director import Director
     from extproc.scheduling.endpoints import EndpointTable, Lora
     from extproc.traffic.ledger import Settlement
 

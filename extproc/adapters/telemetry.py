@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from extproc.director import World
+    from extproc.candidates import World
     from extproc.errors import Rejection
     from extproc.traffic.ledger import Settlement
 

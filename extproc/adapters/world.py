@@ -22,7 +22,8 @@ from matrixinfer.api import core, kinds, networking
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from extproc.director import Director, World
+    from extproc.candidates import World
+    from extproc.director import Director
     from matrixinfer.cluster.store import Store
 
 _LOG = logging.getLogger(__name__)

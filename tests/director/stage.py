@@ -7,7 +7,8 @@ import random
 import numpy as np
 
 from extproc import plugins
-from extproc.director import Director, World
+from extproc.candidates import World
+from extproc.director import Director
 from extproc.kvcache.index import PrefixIndex
 from extproc.scheduling import config
 from extproc.scheduling.endpoints import Endpoint, EndpointTable
