@@ -54,6 +54,7 @@ LIMITS = {
     "output": 100_000,
 }  # a month, so that five tokens drain in a minute at most
 MONTH_S = 30 * 86_400
+KILLED = 7  # engines, in `Outages`
 
 SECRET = "apiVersion: v1\nkind: Secret\nmetadata: {{name: keys}}\nstringData: {keys}\n"
 POLICY = """\
@@ -220,6 +221,11 @@ class Account:
         return tuple(sum(one[name] for one in self.tries) for name in ("prompt_tokens", "generated_tokens"))
 
     @property
+    def written(self):
+        """Whether an engine wrote down what it served: not if it was killed between its last byte and that."""
+        return bool(self.tries) or self.case.died or self.case.left or self.case.status != 200
+
+    @property
     def told(self):
         """What Envoy told the picker: prompt, answer."""
         return self.end["prompt_tokens"], self.end["completion_tokens"]
@@ -376,7 +382,7 @@ def check_served(accounts):
         if case.died:
             assert answer == case.seen, one
             assert prompt == one.decision["prompt_tokens"] or one.told[0] is not None, one
-        elif not case.left:
+        elif not case.left and one.written:
             assert (prompt, answer) == one.served, one
         elif case.body["stream"]:
             assert case.seen <= answer, one
@@ -399,7 +405,9 @@ def check_tenants(accounts, levels):
             if tenant != TIGHT or kind == "requests":
                 assert levels[tenant, kind] == pytest.approx(amount, abs=0.5), (tenant, kind)
         if tenant not in LEAVING:
-            assert charged[2] == sum(one.case.seen if one.case.died else one.served[1] for one in own), tenant
+            served = sum(one.case.seen if one.case.died else one.served[1] for one in own if one.written)
+            assert charged[2] - served == sum(one.charged[2] for one in own if not one.written), tenant
+    assert sum(not one.written for one in accounts) <= KILLED
 
 
 def tell(accounts, pages, levels):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -381,3 +382,15 @@ def test_a_start_that_cannot_be_says_why(flags: list[str], message: str):
 
     assert ended.returncode != 0
     assert message in ended.stderr
+
+
+def test_what_became_of_requests_is_in_a_file_that_outlives_a_killed_engine(tmp_path: Path) -> None:
+    file = tmp_path / "account.jsonl"
+    with Simulator("--speed", "0", "--account", str(file)) as simulator:
+        answered = simulator.call("/v1/chat/completions", chat(max_tokens=3), headers={"x-request-id": "one"}).json()
+        until(file.read_text)
+        simulator.process.kill()
+
+    entry = json.loads(file.read_text())
+    assert (entry["client_request_id"], entry["end"]) == ("one", "length")
+    assert entry["generated_tokens"] == answered["usage"]["completion_tokens"] == 3
