@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from extproc.traffic.flow.gate import Gate
     from extproc.types import Turn
+
+
+_GRAIN_S: Final = 0.002  # uvloop's timers count milliseconds, and may be early by one: too early would be for nothing
 
 
 class Turns:
@@ -37,7 +40,8 @@ class Turns:
             raise refusal
 
     def _wake_at(self, at: float) -> None:
-        """Look for those that wait too long at the time `at`, which is the loop's, too."""
+        """Look for those that wait too long just after the time `at`, by the loop's clock."""
+        at += _GRAIN_S
         if self._timer is not None:
             if self._timer.when() <= at:
                 return
