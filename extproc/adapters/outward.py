@@ -39,8 +39,6 @@ class Outward:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self.tries: Counter[tuple[str, str]] = Counter()  # provider, status of its answer
-        self.strangers = 0  # without a note of ours
-        self.bugs = 0
         self._clock = clock
 
     def open(self, call: Call) -> Listener:
@@ -83,7 +81,6 @@ class _Exchange:
         try:
             self._take(request)
         except Exception:  # noqa: BLE001 - as said
-            self._service.bugs += 1
             _LOG.exception("what goes to a provider or comes of it cannot be passed on")
             self._call.finish(Status.INTERNAL, "the picker failed on this message; its log says why")
 
@@ -116,7 +113,6 @@ class _Exchange:
     def _request(self, request: Any) -> None:
         told = note.read(_noted(request))
         if told is None:
-            self._service.strangers += 1
             refusal = codec.refusal(Rejection("This provider is only reached through the picker."))
             self._call.send(codec.immediate(refusal))
             self._call.finish()
@@ -144,7 +140,6 @@ class _Exchange:
     def _begin(self, request: Any) -> None:
         told = note.read(_noted(request))
         if told is None:  # an engine that marks its answer as if it were a provider
-            self._service.strangers += 1
             self._call.send(codec.CONTINUE_RESPONSE_HEADERS)
             self._call.finish()
             return

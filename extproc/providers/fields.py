@@ -36,11 +36,6 @@ def decoded(text: str | bytes) -> Any:
         raise ValueError(str(error)) from None
 
 
-def given(body: Mapping[str, Any], key: str) -> Any:
-    """Return a value, None where it is absent or null."""
-    return body.get(key)
-
-
 def objects(value: Any, field: str) -> list[Json]:
     """Return a list of objects."""
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
