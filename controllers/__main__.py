@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from controllers import ir
-from controllers.gateway.reconcile import KEY, NAME, REPLICA_WATCHES, WATCHES, Reconciler
+from controllers.gateway.reconcile import CHOSEN, KEY, NAME, REPLICA_WATCHES, WATCHES, Reconciler
 from controllers.gateway.replicas import Replica
 from controllers.leaderworkersets import reconcile as leaderworkersets
 from controllers.modelinfer import reconcile as modelinfer
@@ -69,9 +69,15 @@ async def gateway_loop(
     publisher = Publisher(on_change=lambda: loop.touch(KEY))
     reconciler = Reconciler(gateway, publisher.delivery, replica)
     controller = (
-        Controller(NAME, reconciler.reconcile, WATCHES)
+        Controller(NAME, reconciler.reconcile, WATCHES, chosen=CHOSEN)
         if replica is None
-        else Controller(NAME, reconciler.reconcile, REPLICA_WATCHES, namespaces={kinds.LEASE: replica.namespace})
+        else Controller(
+            NAME,
+            reconciler.reconcile,
+            REPLICA_WATCHES,
+            namespaces={kinds.LEASE: replica.namespace},
+            chosen=CHOSEN,
+        )
     )
     loop = Loop(cluster, controller, publish=publisher.publish, may_write=may_write, report=report)
     await publisher.start(*addresses)

@@ -92,6 +92,29 @@ def of_pod_or_replica(manifest: Manifest, world: World) -> Iterable[Key]:
 REPLICA_WATCHES: Final = {**WATCHES, kinds.LEASE: of_replica, kinds.POD: of_pod_or_replica}  # of one among several
 
 
+def secrets(world: World) -> Iterable[tuple[str, str]]:
+    """Name the Secrets that policies and providers name: no others are read."""
+    for kind in (kinds.ACCESS_POLICY, kinds.EXTERNAL_MODEL_PROVIDER):
+        for manifest in world.all(kind):
+            for name in _named(manifest.get("spec")):
+                yield manifest["metadata"].get("namespace", ""), name
+
+
+def _named(part: object, *, secret: bool = False) -> Iterator[str]:
+    """Give the names in whatever is called a reference to Secrets, wherever it is."""
+    if isinstance(part, list):
+        for one in part:
+            yield from _named(one, secret=secret)
+    elif isinstance(part, dict):
+        if secret and isinstance(part.get("name"), str):
+            yield part["name"]
+        for member, one in part.items():
+            yield from _named(one, secret=member.lower().endswith(("secretref", "secretrefs")))
+
+
+CHOSEN: Final = {kinds.SECRET: secrets}
+
+
 class Reconciler:
     """`reconcile` of the gateway controller; owns the memory of parsed objects, and no other state."""
 

@@ -123,10 +123,10 @@ class ApiServer:
         return await self._call(Call("get", kind, calls.namespace_of(kind, namespace), name))
 
     async def list(
-        self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str] | None = None
+        self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str] | None = None, name: str = ""
     ) -> ObjectList:
         """Return the objects of all namespaces (None) or one, whose labels include `labels`, without managedFields."""
-        query: dict[str, str] = {}
+        query = calls.of_name(name)
         if labels:
             query["labelSelector"] = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
         call = Call("list", kind, namespace if kind.namespaced else None, query=query)
@@ -146,7 +146,7 @@ class ApiServer:
             page = page | {"continue": found["metadata"]["continue"]}
 
     async def watch(
-        self, kind: Kind, *, since: str, namespace: str | None = None, bookmarks: bool = True
+        self, kind: Kind, *, since: str, namespace: str | None = None, bookmarks: bool = True, name: str = ""
     ) -> AsyncGenerator[WatchEvent, None]:
         """Yield every change after `since`, without managedFields. Raises Expired if that is too old, Unavailable when it breaks.
 
@@ -155,7 +155,7 @@ class ApiServer:
         """
         while True:
             began = time.monotonic()
-            query = {"watch": "true", "resourceVersion": since, "allowWatchBookmarks": "true"}
+            query = {"watch": "true", "resourceVersion": since, "allowWatchBookmarks": "true", **calls.of_name(name)}
             query["timeoutSeconds"] = str(int(self._settings.watch_s * (1 + random.random())))  # noqa: S311 - no secret
             call = Call("watch", kind, namespace if kind.namespaced else None, query=query)
             stream = Stream(

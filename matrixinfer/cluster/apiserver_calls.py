@@ -91,6 +91,11 @@ def namespace_of(kind: Kind, namespace: str) -> str | None:
     return (namespace or "default") if kind.namespaced else None
 
 
+def of_name(name: str) -> dict[str, str]:
+    """Return what asks for the object of a name only, which an account may that may read no other."""
+    return {"fieldSelector": f"metadata.name={name}"} if name else {}
+
+
 def named(kind: Kind, manifest: Manifest) -> Manifest:
     """Return the manifest as the server wants it, with its type and its name in place. Raises Invalid."""
     meta = manifest.get("metadata")

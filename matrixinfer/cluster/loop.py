@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from matrixinfer.api import kinds
+from matrixinfer.cluster.chosen import Chosen
 from matrixinfer.cluster.contests import Contests
 from matrixinfer.cluster.events import Recorder
 from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus, Together
@@ -53,7 +54,7 @@ _PATIENCE_BUSY_S: Final = 10.0  # while other keys wait to be looked at
 class World:
     """What a reconcile may read: the last known objects of every kind that its controller watches."""
 
-    def __init__(self, stores: Mapping[Kind, Store]) -> None:
+    def __init__(self, stores: Mapping[Kind, Store | Chosen]) -> None:
         self._stores = stores
 
     def get(self, kind: Kind, name: str, namespace: str = "") -> Manifest | None:
@@ -83,6 +84,8 @@ class Controller:
     # What to write when the cluster refuses what a plan wants and only a user can change that.
     refused: Callable[[Key, World, ClusterError, float], Plan] | None = None
     namespaces: Mapping[Kind, str] = field(default_factory=dict)  # kinds of which one namespace is followed
+    # Kinds of which only those objects are followed that others name, by namespace and name.
+    chosen: Mapping[Kind, Callable[[World], Iterable[tuple[str, str]]]] = field(default_factory=dict)
 
 
 def itself(kind: Kind) -> Touches:
@@ -143,8 +146,9 @@ class Loop:
         self._may_write = may_write
         self._report = report
         self._queue: WorkQueue[Key] = queue or WorkQueue()
-        self._stores = {
-            kind: Store(cluster, kind, namespace=controller.namespaces.get(kind), draw=draw)
+        self._chosen = {kind: Chosen(cluster, kind, draw=draw) for kind in controller.chosen}
+        self._stores: dict[Kind, Store | Chosen] = {
+            kind: self._chosen.get(kind) or Store(cluster, kind, namespace=controller.namespaces.get(kind), draw=draw)
             for kind in controller.watches
         }
         self.world = World(self._stores)
@@ -249,15 +253,20 @@ class Loop:
     async def _wait(self, due: float | None) -> None:
         self._wake.clear()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(due):  # unlike wait_for, it loses no cancellation to an event at the same moment
+            async with asyncio.timeout_at(
+                due
+            ):  # unlike wait_for, it loses no cancellation to an event at the same moment
                 await self._wake.wait()
 
     async def _reconcile(self, key: Key, loop: asyncio.AbstractEventLoop) -> float:
         """Look at a key, and do what it needs; return for how long it is to rest."""
         began, outcome, rest_s = loop.time(), "done", 0.0
         try:
+            for kind, chosen in self._chosen.items():
+                await chosen.choose(set(self._controller.chosen[kind](self.world)))
+            looked = loop.time()
             plan = self._controller.reconcile(key, self.world, self._clock())
-            rest_s = min((loop.time() - began) * _REST, _REST_AT_MOST_S)
+            rest_s = min((loop.time() - looked) * _REST, _REST_AT_MOST_S)
             await self._perform_all(key, plan, loop)
         except (Conflict, Forbidden, Unavailable) as error:
             outcome = "again"

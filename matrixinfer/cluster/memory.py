@@ -79,21 +79,23 @@ class MemoryCluster:
         return manifests.load(self._objects.find(kind, namespace, name).blob)
 
     async def list(
-        self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str] | None = None
+        self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str] | None = None, name: str = ""
     ) -> ObjectList:
-        """Return the objects of all namespaces (None) or one, whose labels include `labels`."""
+        """Return the objects of all namespaces (None) or one, whose labels include `labels`; `name`: of that name only."""
         wanted = (labels or {}).items()
         items = tuple(
             manifests.load(stored.blob)
             for stored in self._objects.of(kind)
-            if namespace in (None, stored.place[0]) and wanted <= stored.meta.get("labels", {}).items()
+            if namespace in (None, stored.place[0])
+            and name in ("", stored.place[1])
+            and wanted <= stored.meta.get("labels", {}).items()
         )
         return ObjectList(items, str(self._objects.revision))
 
     async def watch(
-        self, kind: Kind, *, since: str, namespace: str | None = None, bookmarks: bool = True
+        self, kind: Kind, *, since: str, namespace: str | None = None, bookmarks: bool = True, name: str = ""
     ) -> AsyncIterator[WatchEvent]:
-        """Yield every change after resource version `since`. Raises Expired if that is too old."""
+        """Yield every change after resource version `since`; `name`: of that name only. Raises Expired if that is too old."""
         loop = asyncio.get_running_loop()
         history = self._history(kind)
         position = history.position(self._parse_revision(since))
@@ -102,7 +104,9 @@ class MemoryCluster:
             for after, change in history.read(position):
                 position = after
                 if namespace in (None, change.namespace):
-                    yield WatchEvent(change.type, manifests.load(change.blob))
+                    event = WatchEvent(change.type, manifests.load(change.blob))
+                    if name in ("", event.object["metadata"]["name"]):
+                        yield event
             if loop.time() >= bookmark_at:
                 bookmark_at = loop.time() + self._bookmark_every_s
                 if bookmarks:

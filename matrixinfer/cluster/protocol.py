@@ -120,15 +120,15 @@ class Cluster(Protocol):
         ...
 
     async def list(
-        self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str] | None = None
+        self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str] | None = None, name: str = ""
     ) -> ObjectList:
-        """Return the objects of all namespaces (None) or one, whose labels include `labels`."""
+        """Return the objects of all namespaces (None) or one, whose labels include `labels`; `name`: of that name only."""
         ...
 
     def watch(
-        self, kind: Kind, *, since: str, namespace: str | None = None, bookmarks: bool = True
+        self, kind: Kind, *, since: str, namespace: str | None = None, bookmarks: bool = True, name: str = ""
     ) -> AsyncIterator[WatchEvent]:
-        """Yield every change after resource version `since`. Raises Expired if that is too old."""
+        """Yield every change after resource version `since`; `name`: of that name only. Raises Expired if that is too old."""
         ...
 
     async def create(self, kind: Kind, manifest: Manifest) -> Manifest:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from matrixinfer.cluster.chosen import Chosen
     from matrixinfer.cluster.protocol import Kind, Manifest
     from matrixinfer.cluster.store import Store
 
@@ -35,7 +36,7 @@ class Written:
         """Where it stands."""
         return self.kind, self.meta.get("namespace", ""), self.meta["name"]
 
-    def seen(self, store: Store) -> bool:
+    def seen(self, store: Store | Chosen) -> bool:
         """Tell whether the store is at this write, or past it."""
         stands = store.get(self.meta["name"], self.meta.get("namespace", ""))
         if self.deleted:
@@ -53,7 +54,7 @@ class _Wait:
 class Sightings:
     """Knows what is waited for. `changed` is to be called after each change of a store."""
 
-    def __init__(self, stores: Mapping[Kind, Store], *, silence_s: float = SILENCE_S) -> None:
+    def __init__(self, stores: Mapping[Kind, Store | Chosen], *, silence_s: float = SILENCE_S) -> None:
         self._stores = stores
         self._silence_s = silence_s
         self._waits: defaultdict[Place, list[_Wait]] = defaultdict(list)

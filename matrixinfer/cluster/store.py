@@ -68,6 +68,7 @@ class Store:
         self._by_namespace: defaultdict[str, dict[Place, None]] = defaultdict(dict)
         self._handlers: list[Handler] = []
         self._synced = asyncio.Event()
+        self._answered = asyncio.Event()  # filled, or refused for good
         self._since = ""
 
     # Reading
@@ -116,6 +117,10 @@ class Store:
         """Return once the store has been filled."""
         await self._synced.wait()
 
+    async def answered(self) -> None:
+        """Return once the store has been filled, or the source has said that it may not be read."""
+        await self._answered.wait()
+
     # Following
 
     async def run(self) -> None:
@@ -134,6 +139,7 @@ class Store:
                 if failures == 0:
                     log.info("%s: %s; the last known state stands", self.kind.plural, error)
             except ClusterError as error:
+                self._answered.set()
                 if failures == 0:
                     log.error("%s cannot be followed: %s", self.kind.plural, error)  # noqa: TRY400 - where is no news
             self.connected = False
@@ -147,6 +153,7 @@ class Store:
             self._replace(found.items)
             self._since = found.resource_version
             self._synced.set()
+            self._answered.set()
             yield False
         events = self._source.watch(self.kind, since=self._since, namespace=self._namespace)
         async with contextlib.aclosing(events) as following:  # type: ignore[type-var]  # every watch is a generator
