@@ -160,11 +160,12 @@ def stack(folder: Path, policy: str, *, engines: int = ENGINES, places: int = 1,
 async def tenants(url: str, *, seconds: float, flooded: bool, sent: Load | None = None) -> Seen:
     """Let the two tenants send, and return what the calm one saw."""
     sent = sent or Load()
+    began = time.monotonic_ns()  # in every prompt, so that none is in a cache already
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as http:
         served = _Served()
         flood = [
-            asyncio.create_task(_flood(http, url, sent.flood_tokens, client, served))
+            asyncio.create_task(_flood(http, url, sent.flood_tokens, client + began, served))
             for client in range(sent.flood_clients if flooded else 0)
         ]
         if flooded:
@@ -173,7 +174,11 @@ async def tenants(url: str, *, seconds: float, flooded: bool, sent: Load | None 
         asked = []
         for number in range(int(seconds * sent.rate)):
             long = number % 10 == 5
-            asked.append(asyncio.create_task(_first(http, url, sent.document_tokens if long else sent.tokens, number)))
+            asked.append(
+                asyncio.create_task(
+                    _first(http, url, sent.document_tokens if long else sent.tokens, f"calm {began} {number}")
+                )
+            )
             await asyncio.sleep(1 / sent.rate)
         first_s = await asyncio.gather(*asked)
         during = (served.requests - before) * sent.flood_tokens
@@ -238,10 +243,10 @@ async def _flood(  # noqa: PLR0913 - one client of one tenant
         served.one()
 
 
-async def _first(http: aiohttp.ClientSession, url: str, tokens: int, number: int) -> float:
+async def _first(http: aiohttp.ClientSession, url: str, tokens: int, name: str) -> float:
     """Ask, and return the time to the first token."""
     started = time.perf_counter()
-    body = _body(f"calm {number}", tokens)
+    body = _body(name, tokens)
     async with http.post(f"{url}/v1/completions", data=body, headers=_headers("calm")) as answer:
         if answer.status != OK:
             raise RuntimeError(f"the calm tenant was answered {answer.status}: {await answer.text()}")

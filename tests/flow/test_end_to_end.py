@@ -21,10 +21,10 @@ async def test_a_tenant_hardly_notices_another_that_floods(tmp_path):
         flow.stack(tmp_path / "strict", flow.BY_ARRIVAL) as strict,
     ):
         await asyncio.gather(fair.ready(), strict.ready())
-        alone = await flow.tenants(fair.url, seconds=5, flooded=False)
-        shared = await flow.tenants(fair.url, seconds=5, flooded=True)
-        by_arrival = await flow.tenants(strict.url, seconds=3, flooded=True)
-        long, short = await flow.both(fair.url, seconds=4, tokens=(2000, 500))
+        alone = await flow.tenants(fair.url, seconds=4, flooded=False)
+        shared = await flow.tenants(fair.url, seconds=4, flooded=True)
+        by_arrival = await flow.tenants(strict.url, seconds=2, flooded=True)
+        long, short = await flow.both(fair.url, seconds=3, tokens=(2000, 500))
 
     say(f"both flood: {long} tokens of prompts with 2,000 served, {short} of prompts with 500")
     locality, in_flight, costliest = 2048, flow.ENGINES, 2000 + 2 * 2
@@ -39,7 +39,7 @@ async def test_a_tenant_hardly_notices_another_that_floods(tmp_path):
 async def test_a_thousand_requests_wait_for_nearly_nothing_and_leave_at_once(tmp_path):
     async with flow.stack(tmp_path / "parked", flow.FAIR, engines=1) as stack:
         await stack.ready()
-        found = await flow.parked(stack, seconds=2)
+        found = await flow.parked(stack, seconds=1)
 
     say(f"1,000 that wait: {found.mib:.1f} MiB, {found.cpu:.4f} of a core, gone after {found.left_s:.2f} s")
     assert found.waiting == 1000
