@@ -6,6 +6,7 @@ logged with their traceback, counted, and answered with 500; neither the call no
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 METHOD: Final = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+# What is parked is answered mostly within milliseconds, and a message more is dear: Envoy is asked for patience only then.
+# The shortest time after which gateways give up is 200 ms, the default of their ext_proc filters.
+_SHORT_S: Final = 0.03
 _HALF_CLOSED: Final = HalfClosed()
 _CANCELLED: Final = Cancelled()
 
@@ -118,13 +122,14 @@ class ExtProcService:
 class _Exchange:
     """One call and its session."""
 
-    __slots__ = ("_call", "_held", "_parked", "_service", "_session")
+    __slots__ = ("_call", "_held", "_parked", "_patience", "_service", "_session")
 
     def __init__(self, service: ExtProcService, call: Call) -> None:
         self._service = service
         self._call = call
         self._session = Session(service.max_body_bytes, follow=service.follower is not None, ticket=service.tickets())
         self._parked: Parked | None = None
+        self._patience: asyncio.TimerHandle | None = None  # until Envoy is asked for some
         self._held = 0
 
     def on_message(self, data: bytes) -> None:
@@ -178,17 +183,26 @@ class _Exchange:
             self._take(answer)
             return
         self._parked = answer
-        self._take(Wait(answer.max_wait_s))
+        later = asyncio.get_running_loop().call_later
+        self._patience = later(_SHORT_S, self._take, Wait(answer.max_wait_s))
         answer.then(self._answered)
 
     def _answered(self, answer: Answer) -> None:
         self._parked = None
+        self._patient()
         self._take(codec.refusal(answer) if isinstance(answer, Rejection) else answer)
+
+    def _patient(self) -> None:
+        """Ask Envoy for no patience any more."""
+        patience, self._patience = self._patience, None
+        if patience is not None:
+            patience.cancel()
 
     def _tell(self, effect: effects.Effect) -> None:
         follower = self._service.follower
         if isinstance(effect, effects.Withdraw):
             parked, self._parked = self._parked, None
+            self._patient()
             if parked is not None:
                 parked.withdraw()
         elif follower is not None:
