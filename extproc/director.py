@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from extproc.traffic.flow.gate import Passed
     from extproc.traffic.ledger import Settlement
     from extproc.traffic.limits.limiter import Headers
+    from extproc.traffic.limits.rules import Limits
     from extproc.traffic.routes import Placement
     from extproc.types import Errand, HttpRequest, InferenceRequest, Outcome, Story
 
@@ -142,21 +143,22 @@ class Director:
         if http.headers.get(dataplane.MODEL, request.model) != request.model:
             raise errors.BadRequest("the body names its model in a way that the gateway reads otherwise", param="model")
         placement = self.candidates.placement(request, http)
+        limits = self.routes.limits.get(placement.route)
         if placement.provider is not None:
-            told = yield from self._reserve(placement.route, request, http, ticket)
+            told = () if limits is None else (yield from self._reserve(limits, request, http, ticket))
             return self._outside(_Case(request, http, placement, _NOTHING, ticket, told))
-        prefix = yield from self._prefix(request, placement)
+        prefix = self._blocks.prefix(request, placement.model)
+        if isinstance(prefix, Unread):
+            prefix = yield from _read(prefix)
         if prefix.tokens is not None:
             request = request._replace(prompt_tokens=prefix.tokens)
-        told = yield from self._reserve(placement.route, request, http, ticket)
+        told = () if limits is None else (yield from self._reserve(limits, request, http, ticket))
         case = _Case(request, http, placement, prefix, ticket, told)
         if placement.relief is not None:
             return (yield from self._inside_or_beside(case))
-        return (yield from self._inside_or_out(case))
-
-    def _prefix(self, request: InferenceRequest, placement: Placement) -> Generator[Errand, Any, Prefix]:
-        prefix = self._blocks.prefix(request, placement.model)
-        return prefix if isinstance(prefix, Prefix) else (yield from _read(prefix))
+        if placement.spare is not None:
+            return (yield from self._inside_or_out(case))
+        return (yield from self._inside(case))
 
     def _inside_or_beside(self, case: _Case) -> Story:
         """Place a request, or at the ModelServer that takes what overflows, with a provider behind it if there is one."""
@@ -166,13 +168,14 @@ class Director:
                 return (yield from self._inside(case))
             except _OVERFLOWS:
                 self.gate.leave(case.ticket)
-        prefix = yield from self._prefix(case.request, beside)
-        return (yield from self._inside_or_out(case._replace(placement=beside, prefix=prefix)))
+        prefix = self._blocks.prefix(case.request, beside.model)
+        if isinstance(prefix, Unread):
+            prefix = yield from _read(prefix)
+        place = self._inside if beside.spare is None else self._inside_or_out
+        return (yield from place(case._replace(placement=beside, prefix=prefix)))
 
     def _inside_or_out(self, case: _Case) -> Story:
         """Place a request, or send it to the provider that takes what overflows, if it can be said in its words."""
-        if case.placement.spare is None:
-            return (yield from self._inside(case))
         out = partial(self._outside, case._replace(placement=to_spare(case.placement)))
         if self.gate.full(case.placement.server):
             with suppress(errors.BadRequest):
@@ -190,7 +193,6 @@ class Director:
         """Place a request at an endpoint of its ModelServer, when it is its turn."""
         request, http, placement, prefix, ticket, told = case
         candidates = self.candidates
-        fresh = partial(candidates.cycle, request, placement, prefix)
         passed: Passed | None = None
         if self.gate.rules is not None:
             known = partial(candidates.known, request, placement, prefix)
@@ -203,11 +205,12 @@ class Director:
         roles = candidates.roles(placement.server)
         split: Split | None = None
         if roles is None or server is None or how is None:
-            cycle = fresh()
+            cycle = candidates.cycle(request, placement, prefix)
             result = self._schedule(cycle)
             if passed is not None:
                 result = candidates.with_fallback(result, request, placement)
         else:
+            fresh = partial(candidates.cycle, request, placement, prefix)
             asked = Asked(request, prefix, body or request.body, server, ticket, fresh, partial(self._expect, prefix))
             try:
                 split = yield from self.prefilling.story(asked, how, roles, clock=self._clock, draw=self._draw)
@@ -324,12 +327,9 @@ class Director:
         )
 
     def _reserve(
-        self, route: str, request: InferenceRequest, http: HttpRequest, ticket: str
+        self, limits: Limits, request: InferenceRequest, http: HttpRequest, ticket: str
     ) -> Generator[Errand, Any, Headers]:
         """Charge what the request may take; returns what its answer tells of it."""
-        limits = self.routes.limits.get(route)
-        if limits is None:
-            return ()
         limiter, choices = self.limiter, request.choices
         charges = limiter.charges(limits, request, tenant=http.tenant, key=http.key)
         if not charges:
