@@ -37,6 +37,7 @@ from extproc.adapters.tokenizers import Tokenizers
 from extproc.adapters.transport import access_log, ext_proc, health, serving
 from extproc.adapters.transport.calls import Limits
 from extproc.adapters.turns import Turns
+from extproc.adapters.wakeup import WakeUps
 from extproc.adapters.world import KINDS, WorldView
 from extproc.candidates import World
 from extproc.director import Director
@@ -177,6 +178,7 @@ class _Picker:
         self._errands = Errands(counters=self._counters, turns=Turns(self._director.gate))
         self._control_flow(self._settings.current)
         self._shares = Shares(self._director.gate, self._counters.client, time.time)
+        self._wakeups = WakeUps(self._director.gate, feed.held, clock=time.monotonic)
         self._scraper.heard = self._director.gate.pump
         self._desk = Desk(self._director, self._telemetry, self._errands, access_log=args.access_log)
         self._exchanges = ext_proc.ExtProcService(
@@ -218,6 +220,7 @@ class _Picker:
                 ("config", lambda: self._settings.follow(self._use)),
                 ("expire", self._expire),
                 ("shares", self._shares.run),
+                ("wake-ups", self._wakeups.run),
                 ("tokenizers", self._follow_tokenizers),
                 *([("decision log", self._decisions.run)] if self._decisions is not None else []),
             ):

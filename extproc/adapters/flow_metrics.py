@@ -56,7 +56,7 @@ def metrics(gate: Gate, now: float) -> Iterable[Metric]:
     yield telemetry.counter(
         "matrixinfer_queue_tokens",
         "Weighted tokens that tenants were charged, divided by their weights; other: those that the configuration does not name.",
-        {(tenant,): float(tokens) for tenant, tokens in counts.tokens.items()},
+        {(tenant,): float(tokens) for tenant, tokens in gate.accounts.tokens.items()},
         ("tenant",),
     )
     family = HistogramMetricFamily(

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from extproc.adapters import kv_sources
 from extproc.scheduling.endpoints import Endpoint
 from extproc.traffic.routes import RouteTable
-from matrixinfer.api import core, kinds, networking
+from matrixinfer.api import core, dataplane, kinds, networking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -81,7 +81,14 @@ class WorldView:
     def follow(self, store: Store) -> None:
         """Take what `store` knows and every change of it."""
         kind = store.kind
-        store.on_change(lambda old, new: self.drop(kind, old) if new is None and old else self.put(kind, new or {}))
+
+        def changed(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> None:
+            if new is None:
+                self.drop(kind, old or {})
+            elif old is None or _said(old) != _said(new):
+                self.put(kind, new)
+
+        store.on_change(changed)
 
     def put(self, kind: kinds.Kind, manifest: Mapping[str, Any]) -> None:
         """Take an object that was added or changed."""
@@ -176,6 +183,16 @@ def _member(server: networking.ModelServer, pod: core.Pod, address: str) -> _Mem
         uid=pod.metadata.uid,
         restarts=sum(status.restart_count for status in pod.status.container_statuses),
     )
+
+
+def _said(manifest: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what can matter to us: all but who wrote which version, and the annotation that we have had written."""
+    meta = dict(manifest.get("metadata") or {})
+    for name in ("resourceVersion", "managedFields"):
+        meta.pop(name, None)
+    annotations = dict(meta.pop("annotations", None) or {})
+    annotations.pop(dataplane.HELD_ANNOTATION, None)
+    return meta, annotations, {name: value for name, value in manifest.items() if name != "metadata"}
 
 
 def _name(manifest: Mapping[str, Any]) -> Name:

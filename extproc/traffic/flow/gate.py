@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from extproc import errors
 from extproc.traffic.flow import callers
+from extproc.traffic.flow.accounts import Accounts
 from extproc.traffic.flow.queue import Entry, Queue, State
-from extproc.types import Api, Turn
+from extproc.types import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -30,12 +31,8 @@ if TYPE_CHECKING:
     from extproc.scheduling.flow import Band as Rule
     from extproc.scheduling.flow import FlowControl
     from extproc.traffic.ledger import Settlement
-    from extproc.types import Errand, HttpRequest, InferenceRequest, Outcome
+    from extproc.types import Errand, HttpRequest, InferenceRequest
 
-_FIRST_GUESS: Final = 256.0  # tokens of an answer, while none of the tenant's is known: a long paragraph
-_WEIGHT: Final = 1 / 16  # of a new answer in a tenant's mean
-_MOST_TENANTS: Final = 4096  # whose answers are remembered
-_WITHOUT_OUTPUT: Final = frozenset({Api.EMBEDDINGS, Api.NATIVE})
 _LONGEST_RETRY_S: Final = 60
 _STALE: Final = 64  # deadlines of requests that have left, beyond as many as there are of others
 BOUNDS: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # seconds
@@ -76,7 +73,6 @@ class Counts:
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     waits: dict[int, list[int]] = field(default_factory=dict)
     waited_s: dict[int, float] = field(default_factory=dict)
-    tokens: dict[str, float] = field(default_factory=dict)  # weighted, by tenant as the configuration names it
 
 
 class Gate:
@@ -84,6 +80,7 @@ class Gate:
 
     def __init__(self, table: EndpointTable, pool: Pool, clock: Callable[[], float]) -> None:
         self.counts = Counts()
+        self.accounts = Accounts()
         self.rules: FlowControl | None = None
         self.queues: dict[str, Queue] = {}
         self.count = 0  # waiting in all queues
@@ -96,11 +93,11 @@ class Gate:
         self._entries: dict[str, Entry] = {}  # by ticket, until they are settled
         self._deadlines: list[tuple[float, int, Entry]] = []
         self._numbers = itertools.count()
-        self._answers: dict[str, float] = {}  # by tenant: mean tokens of a choice
 
     def use(self, rules: FlowControl | None, detector: Detector | None) -> None:
         """Go by these rules from now on. Without any, all that waits goes on."""
-        self.rules, self._detector = rules, detector
+        self.rules = self.accounts.rules = rules
+        self._detector = detector
         if rules is None:
             queues, self.queues = self.queues, {}
             for queue in queues.values():
@@ -130,7 +127,7 @@ class Gate:
             return None
         who = callers.caller(rules, http)
         now = self._clock()
-        expected = (request.prompt_tokens, self._output(who.tenant, request))
+        expected = (request.prompt_tokens, self.accounts.output(who.tenant, request))
         entry = Entry(
             ticket,
             pool=server,
@@ -158,7 +155,7 @@ class Gate:
         if queue is None:
             return
         queue.granted -= 1
-        self._charge(entry, self._weighed(entry, entry.tokens[0], min(cached, entry.tokens[0]), entry.tokens[1]))
+        self.accounts.sent(entry, cached)
         if queue.count:
             self._pump(entry.pool, queue)
 
@@ -166,8 +163,8 @@ class Gate:
         """Take the end of a request that was sent, and let the next one go."""
         sent, outcome = settlement.sent, settlement.outcome
         entry = self._entries.pop(sent.ticket, None)
-        if entry is not None:
-            self._correct(entry, outcome)
+        if entry is not None and outcome is not None:
+            self.accounts.settle(entry, outcome)
         queue = self.queues.get(sent.target)
         if queue is not None and queue.count:
             self._pump(sent.target, queue)
@@ -182,7 +179,7 @@ class Gate:
         if entry.state is State.GRANTED:
             if queue is not None:
                 queue.granted -= 1
-                self._charge(entry, 0.0)
+                self.accounts.cancel(entry)
                 self._pump(entry.pool, queue)
         elif queue is not None:
             self._take_out(queue, entry)
@@ -338,51 +335,7 @@ class Gate:
     def _start(self, queue: Queue, entry: Entry) -> None:
         entry.state = State.GRANTED
         queue.granted += 1
-        entry.expected = self._weighed(entry, entry.tokens[0], 0, entry.tokens[1])
-        queue.bands[entry.priority].counters.serve(entry.tenant, entry.expected)
-        self._tell(entry, entry.expected)
-
-    def _charge(self, entry: Entry, tokens: float) -> None:
-        """Let the request count `tokens` from now on."""
-        more = tokens - entry.expected
-        if more and entry.band is not None:
-            entry.expected = tokens
-            entry.band.counters.correct(entry.tenant, more)
-            self._tell(entry, more)
-
-    def _tell(self, entry: Entry, tokens: float) -> None:
-        tenants = self.rules.tenants if self.rules is not None else ()
-        name = entry.tenant if entry.tenant in tenants else "other"
-        self.counts.tokens[name] = self.counts.tokens.get(name, 0.0) + tokens
-
-    def _weighed(self, entry: Entry, prompt: int, cached: int, output: int) -> float:
-        prices = entry.band.rule.prices if entry.band is not None else None
-        return 0.0 if prices is None else prices.weighed(prompt, cached, output) / entry.weight
-
-    def _correct(self, entry: Entry, outcome: Outcome | None) -> None:
-        """Count what the engine did in place of what was expected."""
-        if outcome is None:
-            return
-        if not outcome.placed or not outcome.endpoint:
-            self._charge(entry, 0.0)
-            return
-        prompt, output = outcome.prompt_tokens, outcome.completion_tokens
-        if prompt is None and output is None:
-            return
-        prompt = prompt or 0
-        self._charge(entry, self._weighed(entry, prompt, min(outcome.cached_tokens or 0, prompt), output or 0))
-        if outcome.complete and output is not None:
-            if len(self._answers) >= _MOST_TENANTS and entry.tenant not in self._answers:
-                self._answers.clear()
-            mean = self._answers.get(entry.tenant, float(output))
-            self._answers[entry.tenant] = mean + _WEIGHT * (output - mean)
-
-    def _output(self, tenant: str, request: InferenceRequest) -> int:
-        """Return the tokens that the answer is expected to have."""
-        if request.api in _WITHOUT_OUTPUT:
-            return 0
-        usual = math.ceil(self._answers.get(tenant, _FIRST_GUESS))
-        return usual if request.max_tokens is None else min(max(request.max_tokens, 0) * request.choices, usual)
+        self.accounts.open(entry)
 
     def _free(self, rows: list[int], now: float) -> float:
         """Return the places of these endpoints, without those that are avoided while others are there."""
