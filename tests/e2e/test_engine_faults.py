@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import ENGINES
-from tests.e2e.stack import CHAT, COMPLETIONS, MESSAGES, a_body, events, say, total
-from tests.e2e.traffic import under_load
+from tests.e2e.stack import CHAT, COMPLETIONS, MESSAGES, a_body, events, say
+from tests.e2e.traffic import added, counted, once_each, under_load
 from tests.e2e.wire import exchanged_h2
 from tests.local.waiting import eventually, eventually_async
 
@@ -46,25 +46,6 @@ async def many(world, count=24, **fields):
             return await world.send(prompt=world.new_id(), **fields)
 
     return await asyncio.gather(*(one() for _ in range(count)))
-
-
-async def counted(world):
-    found = await world.settled()
-    return {
-        "requests": total(found, "matrixinfer_requests_total"),
-        **{
-            end: total(found, "matrixinfer_ledger_total", end) for end in ("opened", "settled", "duplicate", "stranger")
-        },
-    }
-
-
-async def added(world, before):
-    after = await counted(world)
-    return {key: after[key] - before[key] for key in after}
-
-
-def once_each(count):
-    return {"requests": count, "opened": count, "settled": count, "duplicate": 0, "stranger": 0}
 
 
 # ---- killed

@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 
 from bench import load
-from tests.e2e.stack import CHAT, COMPLETIONS, a_body, a_pod, events, running, say, total
+from tests.e2e.stack import CHAT, COMPLETIONS, a_body, a_pod, events, running, say
 from tests.e2e.test_routes import ROUTE, a_server
-from tests.e2e.traffic import under_load
+from tests.e2e.traffic import added, counted, once_each, under_load
 from tests.local.waiting import eventually, eventually_async
 
 pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
@@ -250,25 +250,6 @@ async def went_on(world, before):
 
 
 # ---- a target that dies
-
-
-async def counted(world):
-    found = await world.settled()
-    return {
-        "requests": total(found, "matrixinfer_requests_total"),
-        **{
-            end: total(found, "matrixinfer_ledger_total", end) for end in ("opened", "settled", "duplicate", "stranger")
-        },
-    }
-
-
-async def added(world, before):
-    after = await counted(world)
-    return {key: after[key] - before[key] for key in after}
-
-
-def once_each(count):
-    return {"requests": count, "opened": count, "settled": count, "duplicate": 0, "stranger": 0}
 
 
 async def test_a_target_all_of_whose_engines_are_killed_loses_no_request_that_had_not_begun_to_stream(world):

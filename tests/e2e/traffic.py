@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench import load
-from tests.e2e.stack import COMPLETIONS
+from tests.e2e.stack import COMPLETIONS, total
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,6 +52,28 @@ def is_whole(sample: load.Sample) -> bool:
     """Whether all of the answer came."""
     end = b"data: [DONE]\n\n" in sample.body if is_stream(sample.number) else b'"usage"' in sample.body
     return sample.status == 200 and end
+
+
+async def counted(world: World) -> dict[str, float]:
+    """What the ledger has counted, once all is settled."""
+    found = await world.settled()
+    return {
+        "requests": total(found, "matrixinfer_requests_total"),
+        **{
+            end: total(found, "matrixinfer_ledger_total", end) for end in ("opened", "settled", "duplicate", "stranger")
+        },
+    }
+
+
+async def added(world: World, before: dict[str, float]) -> dict[str, float]:
+    """What it has counted since `before`."""
+    after = await counted(world)
+    return {key: after[key] - before[key] for key in after}
+
+
+def once_each(count: int) -> dict[str, float]:
+    """What it has counted if each of so many requests was settled once."""
+    return {"requests": count, "opened": count, "settled": count, "duplicate": 0, "stranger": 0}
 
 
 @asynccontextmanager
