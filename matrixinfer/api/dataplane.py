@@ -80,6 +80,9 @@ HEALTH_PATHS: Final = ("/healthz", "/readyz")
 # Pod annotation: the port of this pod's engine where it differs from the ModelServer's workloadPort.
 PORT_ANNOTATION: Final = "networking.matrixinfer.ai/port"
 
+# ModelServer annotation: when requests last waited for want of an engine (RFC 3339), for whoever starts engines.
+HELD_ANNOTATION: Final = "networking.matrixinfer.ai/held-requests-at"
+
 
 def cluster_name(namespace: str, name: str) -> str:
     """Name of the Envoy cluster that holds the endpoints of ModelServer `namespace/name`."""

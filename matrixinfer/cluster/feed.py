@@ -1,9 +1,12 @@
-"""The cluster's read half for other processes of the machine, over a Unix socket.
+"""The cluster's read half for other processes of the machine, over a Unix socket, and the one word that they say to it.
 
 `serve` answers, `Feed` asks; both speak lines of JSON. A request is one line, `{"verb": "list" | "watch", "apiVersion", "kind",
 "namespace", "labels", "since"}`; the answer is a stream of the API server's watch events. A list ends with the bookmark that
 Kubernetes ends initial events with; a watch goes on, with bookmarks as heartbeats, until either side closes. A refusal is an
 `ERROR` event with a Status. `metadata.managedFields` is left out: nobody who only reads needs it.
+
+With the verb `held` and `namespace`, `name` of a ModelServer a picker says that requests wait for an engine; a bookmark says that it was
+heard. What becomes of it is `wakeup.py`'s business: whoever is at the socket has no other way to write.
 
 A client that does not read holds up nobody: it has its own position in the cluster's history, and loses its connection.
 """
@@ -14,11 +17,13 @@ import asyncio
 import contextlib
 import logging
 import socket
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from matrixinfer.api import kinds as known
+from matrixinfer.api import names
 from matrixinfer.cluster.protocol import (
     AlreadyExists,
     ClusterError,
@@ -31,6 +36,7 @@ from matrixinfer.cluster.protocol import (
     Unavailable,
     WatchEvent,
 )
+from matrixinfer.cluster.wakeup import WakeUp
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
@@ -45,6 +51,7 @@ KINDS: Final = (known.POD, known.MODEL_SERVER, known.MODEL_ROUTE, known.EXTERNAL
 _LIST_ENDS: Final = "k8s.io/initial-events-end"
 _LONGEST_LINE: Final = 64 * 1024 * 1024
 _LONGEST_REQUEST: Final = 64 * 1024
+_VERBS: Final = ("list", "watch", "held")
 _ERRORS: Final = {
     error.reason: error for error in (NotFound, AlreadyExists, Conflict, Invalid, Expired, Unavailable, ClusterError)
 }
@@ -63,13 +70,16 @@ async def serve(
 
     A watch gets a line at least every `heartbeat_s`; a client that takes nothing for `patience_s` is cut off.
     """
-    server = _Server(cluster, {(kind.api_version, kind.kind): kind for kind in kinds}, heartbeat_s, patience_s)
+    served = {(kind.api_version, kind.kind): kind for kind in kinds}
+    wakeup = WakeUp(cluster, clock=lambda: datetime.now(UTC))
+    server = _Server(cluster, served, wakeup, heartbeat_s=heartbeat_s, patience_s=patience_s)
     listener = await asyncio.start_unix_server(server.answer, sock=_listen(path), limit=_LONGEST_REQUEST)
     try:
         yield
     finally:
         listener.close()
         await server.stop()
+        await wakeup.stop()
         _unlink(path)
 
 
@@ -95,10 +105,17 @@ def _unlink(path: Path) -> None:
 
 class _Server:
     def __init__(
-        self, cluster: Cluster, kinds: Mapping[tuple[str, str], Kind], heartbeat_s: float, patience_s: float
+        self,
+        cluster: Cluster,
+        kinds: Mapping[tuple[str, str], Kind],
+        wakeup: WakeUp,
+        *,
+        heartbeat_s: float,
+        patience_s: float,
     ) -> None:
         self._cluster = cluster
         self._kinds = kinds
+        self._wakeup = wakeup
         self._heartbeat_s = heartbeat_s
         self._patience_s = patience_s
         self._answering: set[asyncio.Task[None]] = set()
@@ -137,8 +154,11 @@ class _Server:
     async def _respond(self, line: bytes, writer: asyncio.StreamWriter) -> None:
         try:
             request, kind = self._understand(line)
-            if request.get("verb") == "list":
+            if request["verb"] == "list":
                 await self._list(kind, request, writer)
+            elif request["verb"] == "held":
+                self._hear(kind, request)
+                await self._send(writer, EventType.BOOKMARK.value, _bookmark(kind, {}))
             else:
                 await self._watch(kind, request, writer)
         except ClusterError as error:
@@ -150,13 +170,22 @@ class _Server:
             request = orjson.loads(line)
         except orjson.JSONDecodeError:
             raise Invalid("the request is not a line of JSON") from None
-        if not isinstance(request, dict) or request.get("verb") not in ("list", "watch"):
-            raise Invalid("verb: must be list or watch")
+        if not isinstance(request, dict) or request.get("verb") not in _VERBS:
+            raise Invalid("verb: must be list, watch or held")
         name = str(request.get("apiVersion")), str(request.get("kind"))
         if name not in self._kinds:
             known = ", ".join(sorted(kind for _, kind in self._kinds))
             raise NotFound(f"{name[1]} of {name[0]} is not served here, only: {known}")
         return request, self._kinds[name]
+
+    def _hear(self, kind: Kind, request: dict[str, Any]) -> None:
+        if kind != known.MODEL_SERVER:
+            raise Invalid(f"kind: requests wait for a ModelServer, not for a {kind.kind}")
+        namespace, name = str(request.get("namespace")), str(request.get("name"))
+        for field, problem in (("namespace", names.dns_label(namespace)), ("name", names.dns_subdomain(name))):
+            if problem:
+                raise Invalid(f"{field}: {problem}")
+        self._wakeup.held(namespace, name)
 
     async def _list(self, kind: Kind, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         found = await self._cluster.list(kind, namespace=request.get("namespace"), labels=request.get("labels"))
@@ -199,7 +228,7 @@ def _bookmark(kind: Kind, meta: Manifest) -> Manifest:
 
 
 class Feed:
-    """The read half of `protocol.Cluster`, answered by `serve` in another process.
+    """The read half of `protocol.Cluster`, answered by `serve` in another process; `held` says something itself.
 
     Raises Unavailable when nobody answers, the connection breaks, or nothing (not even a heartbeat) comes for `silence_s`;
     a `Store` then tries again.
@@ -233,6 +262,14 @@ class Feed:
                     yield event
         raise Unavailable(f"{self._path}: the watch broke off")
 
+    async def held(self, namespace: str, name: str) -> None:
+        """Say that requests wait for an engine of ModelServer `namespace/name`. Raises Unavailable, Invalid."""
+        request = {"verb": "held", "namespace": namespace, "name": name}
+        async with contextlib.aclosing(self._ask(known.MODEL_SERVER, request)) as events:
+            async for _heard in events:
+                return
+        raise Unavailable(f"{self._path}: nobody said that it was heard")
+
     async def _ask(self, kind: Kind, request: Manifest) -> AsyncGenerator[WatchEvent, None]:
         asked = request | {"apiVersion": kind.api_version, "kind": kind.kind}
         try:
@@ -249,7 +286,8 @@ class Feed:
             writer.close()
 
     async def _line(self, reader: asyncio.StreamReader) -> bytes:
-        async with asyncio.timeout(self._silence_s):  # unlike wait_for, it loses no cancellation to a line that has just come
+        # unlike wait_for, a timeout loses no cancellation to a line that has just come
+        async with asyncio.timeout(self._silence_s):
             return await reader.readline()
 
 

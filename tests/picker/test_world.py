@@ -3,7 +3,7 @@
 import asyncio
 
 from extproc.adapters.world import KINDS, WorldView
-from matrixinfer.api import kinds
+from matrixinfer.api import dataplane, kinds
 from matrixinfer.cluster.memory import MemoryCluster
 from matrixinfer.cluster.store import Store
 from tests.director.stage import Stage, a_chat
@@ -119,4 +119,23 @@ async def test_a_change_in_many_pods_is_one_rebuild():
     await eventually(lambda: len(stage.ready()) == 52)
 
     assert stage.view.rebuilds == before + 1
+    await stage.stop()
+
+
+async def test_the_time_at_which_requests_were_held_is_no_news():
+    stage = await following()
+    await eventually(lambda: stage.view._pending is None)
+    before = (stage.view.changes, stage.view.rebuilds)
+    held = {dataplane.HELD_ANNOTATION: "2030-01-01T12:00:00Z"}
+    server = a_server()
+    server["metadata"]["annotations"] = held
+    await stage.cluster.apply(kinds.MODEL_SERVER, server, manager="matrixinfer-wakeup", force=True)
+    [store] = [each for each in stage.stores if each.kind == kinds.MODEL_SERVER]
+    await eventually(lambda: store.get("engines", "ns")["metadata"].get("annotations") == held)
+    assert (stage.view.changes, stage.view.rebuilds) == before
+
+    other = a_server(app="other")
+    other["metadata"]["annotations"] = held
+    await put(stage.cluster, other)
+    await eventually(lambda: stage.ready() == set())
     await stage.stop()
