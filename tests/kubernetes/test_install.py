@@ -158,7 +158,7 @@ def test_its_pods_may_run_where_pods_are_restricted(deployment, plane, tmp_path)
     assert "violates PodSecurity" in kubectl(plane, "create", "--dry-run=server", "-f", other, check=False).stderr
 
 
-def test_only_one_container_of_a_gateway_has_a_token_and_it_reads_what_pickers_read():
+def test_only_one_container_of_a_gateway_has_a_token_and_it_reads_what_pickers_read_and_writes_who_is_waited_for():
     documents = plain()
     spec = one(documents, "Deployment", "matrixinfer-gateway")["spec"]["template"]["spec"]
     mounts = {
@@ -173,7 +173,9 @@ def test_only_one_container_of_a_gateway_has_a_token_and_it_reads_what_pickers_r
     assert {(group, each) for rule in rules for group in rule["apiGroups"] for each in rule["resources"]} == {
         (kind.group, kind.plural) for kind in feed.KINDS
     }
-    assert {verb for rule in rules for verb in rule["verbs"]} == {"get", "list", "watch"}
+    assert [rule for rule in rules if {*rule["verbs"]} - {"get", "list", "watch"}] == [
+        {"apiGroups": ["networking.matrixinfer.ai"], "resources": ["modelservers"], "verbs": ["patch"]}
+    ]
 
 
 def test_no_right_is_wider_than_a_name_allows():
