@@ -8,6 +8,8 @@ import aiohttp
 import pytest
 
 from bench import flow
+from matrixinfer.api import kinds
+from matrixinfer.api.dataplane import HELD_ANNOTATION
 from tests.e2e.stack import samples, say
 from tests.local.waiting import eventually_async
 
@@ -94,7 +96,7 @@ async def is_open(http, stack, count):
         return sum(one["inflight"] for one in (await answer.json())["endpoints"]) == count
 
 
-async def test_a_request_is_held_until_there_is_an_engine(tmp_path):
+async def test_a_request_is_held_until_there_is_an_engine_and_its_model_server_says_so(tmp_path):
     rules = "  noEndpointRequestTTL: 1m\n"
     async with (
         flow.stack(tmp_path / "held", flow.FAIR, engines=0, more=rules) as stack,
@@ -118,8 +120,21 @@ async def test_a_request_is_held_until_there_is_an_engine(tmp_path):
             return page.get("matrixinfer_queue_held_requests{server=default/demo}") == count
 
         body = json.dumps({"model": "demo", "prompt": "anybody there", "max_tokens": 1})
+
+        async def server():
+            return await stack.cluster.get(kinds.MODEL_SERVER, "demo", "default")
+
+        async def told():
+            return HELD_ANNOTATION in (await server())["metadata"].get("annotations", {})
+
+        before = await server()
+        assert not await told()
         asked = asyncio.create_task(ask(http, f"{stack.url}/v1/completions", body))
         await eventually_async(lambda: held(1))
+        await eventually_async(told)
+        after = await server()
+        assert after["spec"] == before["spec"]
+        assert after["metadata"]["generation"] == before["metadata"]["generation"]
         (tmp_path / "held" / "engine.yaml").write_text(flow.ENGINE.format(number=0))
 
         assert await asked == 200

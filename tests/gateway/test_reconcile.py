@@ -9,6 +9,7 @@ import pytest
 from controllers import ir
 from controllers.gateway.reconcile import KEY, Reconciler
 from matrixinfer.api import kinds, validation
+from matrixinfer.api.dataplane import HELD_ANNOTATION
 from matrixinfer.cluster.plan import Publish, Together
 
 GATEWAY = ir.Gateway((ir.Listener("gateway", "127.0.0.1", 8080),), ir.Picker(ir.Address(path="/run/picker.sock")))
@@ -122,6 +123,19 @@ def test_a_status_is_one_that_the_api_accepts():
     bench.run()
 
     assert [problem for one in bench.world.objects for problem in validation.validate(one)] == []
+
+
+def test_that_requests_wait_for_an_engine_changes_nothing():
+    bench = Bench(a_server(), a_route())
+    bench.run()
+    bench.settle()
+    bench.run()
+    before = bench.config
+    server = bench.world.all(kinds.MODEL_SERVER)[0]
+    server["metadata"]["annotations"] = {HELD_ANNOTATION: "2026-01-01T12:00:00Z"}
+
+    assert bench.run(LATER) == []
+    assert bench.config == before
 
 
 def test_a_status_that_stands_is_not_written_again_and_keeps_its_time():
