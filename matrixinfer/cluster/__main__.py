@@ -3,8 +3,8 @@
     python -m matrixinfer.cluster --socket /run/matrixinfer/cluster.sock
 
 It runs beside each picker, as a process of its own, so that no request waits while news of pods is read, and so that the process which
-reads requests has no credentials. While the API server is away the picker keeps what it knows. Exit status: 0 after SIGTERM or
-SIGINT, 1 for a kubeconfig or a socket that cannot be used.
+reads requests has no credentials. All that it writes is the time at which requests waited for an engine (`wakeup.py`). While the API
+server is away the picker keeps what it knows. Exit status: 0 after SIGTERM or SIGINT, 1 for a kubeconfig or a socket that cannot be used.
 """
 
 from __future__ import annotations
