@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -95,12 +96,12 @@ class Ads:
         log.info("envoy connected")
         reading = asyncio.create_task(stream.read(requests))
         try:
-            while (event := await stream.events.get()) is not None:
+            while (event := await stream.next()) is not None:
                 if isinstance(event, Request):
                     _report(stream.session.receive(event))
                 snapshot = self._snapshot
                 if snapshot is not None:
-                    for response in stream.session.send(snapshot):
+                    for response in stream.session.send(snapshot, asyncio.get_running_loop().time()):
                         yield encode(response)
                     stream.seen = snapshot
                 self._on_progress()
@@ -118,6 +119,13 @@ class _Stream:
         self.session = Session()
         self.seen: Snapshot | None = None  # the last snapshot of which it was sent what was due
         self.events: asyncio.Queue[Request | bool | None] = asyncio.Queue()
+
+    async def next(self) -> Request | bool | None:
+        """Return the next event; True, too, when a cluster is to go."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self.session.leaves_at):
+                return await self.events.get()
+        return True
 
     def wake(self) -> None:
         self.events.put_nowait(True)

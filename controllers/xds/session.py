@@ -1,14 +1,15 @@
 """One Envoy's subscription as a state machine: requests and snapshots in, responses out. No clock, no network.
 
-State of the world. Types go out in the order clusters, secrets, endpoints, filters, listeners, routes. Envoy answers for clusters
-when the new ones are warm, which takes their secrets and endpoints, so these do not wait for that answer; listeners and
-routes do. A
-cluster that is no longer wanted goes last, when the routes that named it are gone. Listeners and clusters are sent
-whole, as the protocol demands; of endpoints and routes only what is asked for and differs.
+State of the world. Types go out in the order clusters, secrets, endpoints, filters, listeners, routes. Envoy answers for
+clusters when the new ones are warm, which takes their secrets and endpoints, so these do not wait for that answer;
+listeners and routes do. A cluster that is no longer wanted goes last, and `LINGER_S` after the routes that named it:
+Envoy routes a request by the table that was in force when it came, and by then it may have waited for the picker.
+Listeners and clusters are sent whole, as the protocol demands; of endpoints and routes only what is asked for and differs.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # Make before break: what is pointed at goes before what points at it.
 ORDER: Final = (CDS, SDS, EDS, ECDS, LDS, RDS)
 WHOLE: Final = frozenset({CDS, LDS})  # sent complete: what is missing is removed
+LINGER_S: Final = 60.0  # as long as a decision may wait, but in a queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Session:
     def __init__(self) -> None:
         self._types: dict[str, _Type] = {}
         self._count = 0
+        self._leaving: dict[str, float] = {}  # clusters that are no longer routed to, and when they go
+        self._farewell = ""  # nonce of what took such clusters away
 
     def receive(self, request: Request) -> Ack | Nack | None:
         """Take one request; `send` says what follows from it."""
@@ -101,8 +105,10 @@ class Session:
             known.sent.clear()
         return None
 
-    def send(self, snapshot: Snapshot) -> Iterator[Response]:
-        """Yield what may go out now."""
+    def send(self, snapshot: Snapshot, now: float) -> Iterator[Response]:
+        """Yield what may go out at the time `now`, in seconds."""
+        wanted = snapshot.resources[CDS].keys()
+        self._leaving = {name: at for name, at in self._leaving.items() if name not in wanted}
         for type_url in ORDER:
             known = self._types.get(type_url)
             if known is not None and known.waiting is None:
@@ -112,14 +118,27 @@ class Session:
             if type_url not in (CDS, SDS) and self._waiting():
                 return
         clusters = self._types.get(CDS)
-        refused = any(known.refusals for known in self._types.values())
-        if clusters is not None and not refused and clusters.sent.keys() - snapshot.resources[CDS].keys():
-            yield self._respond(CDS, clusters, snapshot.resources[CDS])
+        if clusters is None or any(known.refusals for known in self._types.values()):
+            self._leaving = {}
+            return
+        self._leaving = {name: self._leaving.get(name, now + LINGER_S) for name in clusters.sent.keys() - wanted}
+        if any(at <= now for at in self._leaving.values()):
+            stay = {name: one for name, one in clusters.sent.items() if self._leaving.get(name, math.inf) > now}
+            response = self._respond(CDS, clusters, stay)
+            self._farewell = response.nonce
+            yield response
+
+    @property
+    def leaves_at(self) -> float | None:
+        """When the next cluster goes, if nothing else happens; None if none does."""
+        return None if self._waiting() else min(self._leaving.values(), default=None)
 
     @property
     def settled(self) -> bool:
-        """True once Envoy, routes and all, has answered whatever `send` had to say."""
-        return RDS in self._types and not self._waiting()
+        """True once Envoy, routes and all, has answered whatever `send` had to say but farewells."""
+        return RDS in self._types and not any(
+            known.waiting is not None and known.waiting.nonce != self._farewell for known in self._types.values()
+        )
 
     def refused(self, snapshot: Snapshot) -> Iterator[Nack]:
         """Yield what of `snapshot` Envoy has refused."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controllers.xds.session import Ack, Nack, Request, Session
+from controllers.xds.session import LINGER_S, Ack, Nack, Request, Session
 from controllers.xds.snapshot import CDS, EDS, LDS, RDS, Resource, Snapshot, version
 
 SHORT = {CDS: "clusters", EDS: "endpoints", LDS: "listeners", RDS: "routes"}
@@ -29,6 +29,7 @@ class Peer:
 
     def __init__(self, snapshot):
         self.session, self.snapshot = Session(), snapshot
+        self.now = 1000.0
         self.log = []
         self.clusters = frozenset()
         self.pending = []
@@ -43,8 +44,12 @@ class Peer:
         self.snapshot = snapshot
         self._take()
 
+    def after(self, seconds):
+        self.now += seconds
+        self._take()
+
     def _take(self):
-        for response in self.session.send(self.snapshot):
+        for response in self.session.send(self.snapshot, self.now):
             self.log.append((SHORT[response.type_url], "".join(sorted(response.resources))))
             self.pending.append(response)
 
@@ -118,13 +123,34 @@ def test_routes_wait_until_a_new_cluster_is_warm():
     assert peer.log == [("clusters", "ab"), ("endpoints", "ab"), ("routes", "gateway")]
 
 
-def test_a_cluster_goes_after_the_routes_that_named_it():
+def test_a_cluster_goes_some_time_after_the_routes_that_named_it():
     peer = Peer(a_snapshot("ab")).start()
 
     peer.show(a_snapshot("a", routes="r2"))
     peer.finish()
+    peer.after(LINGER_S - 1)
+    before, at = list(peer.log), peer.session.leaves_at
+    peer.after(1)
 
-    assert peer.log[:2] == [("routes", "gateway"), ("clusters", "a")]
+    assert before == [("routes", "gateway")]
+    assert at == peer.now
+    assert peer.log == [("routes", "gateway"), ("clusters", "a")]
+    assert peer.session.settled  # nobody has to wait for that
+    assert peer.session.leaves_at is None
+    peer.finish()
+    assert peer.session.leaves_at is None
+
+
+def test_a_cluster_that_is_wanted_again_stays_and_lingers_anew_when_it_is_not():
+    peer = Peer(a_snapshot("ab")).start()
+
+    for clusters in ("a", "ab", "a"):
+        peer.show(a_snapshot(clusters, routes=clusters))
+        peer.finish()
+        peer.after(LINGER_S - 1)
+
+    assert [what for what, _ in peer.log] == ["routes"] * 3
+    assert peer.session.leaves_at == peer.now + 1
 
 
 def test_a_cluster_stays_while_the_routes_without_it_are_refused():
@@ -214,6 +240,8 @@ def test_whatever_is_shown_and_however_slowly_it_is_answered_envoy_ends_with_the
         for _ in range(wait):
             if peer.pending:
                 peer.answer()
+    peer.finish()
+    peer.after(LINGER_S)
     peer.finish()
 
     have = {type_url: known.sent for type_url, known in peer.session._types.items()}
