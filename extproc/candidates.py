@@ -81,6 +81,13 @@ class Candidates:
                 raise
             return resolve(has_endpoints=lambda _server: True)  # it waits for one
 
+    def still(self, placement: Placement) -> Placement:
+        """Return the placement of a request that has waited, without a handling that no route has any more: nor has Envoy."""
+        handling = placement.handling
+        if handling is None or handling.key in self.routes.handled:
+            return placement
+        return placement._replace(handling=None, then=())
+
     def roles(self, server: str) -> Roles | None:
         """Return who prefills and who decodes at a ModelServer; None if every endpoint does both."""
         return self._prefilling.roles(server, self.routes.servers.get(server), self.disaggregation)

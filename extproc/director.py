@@ -197,6 +197,8 @@ class Director:
         if self.gate.rules is not None:
             known = partial(candidates.known, request, placement, prefix)
             passed = yield from self.gate.turn(ticket, placement.server, http=http, request=request, known=known)
+            if passed is not None and passed.waited_s:
+                placement = candidates.still(placement)
         body, usage = rewrite.rewritten(
             request, model=placement.model if placement.model != request.model else None, usage=self._ask_usage
         )

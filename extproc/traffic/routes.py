@@ -73,6 +73,7 @@ class RouteTable:
     servers: Mapping[str, networking.ModelServer] = field(default_factory=dict)  # by "namespace/name"
     providers: Mapping[str, networking.ExternalModelProvider] = field(default_factory=dict)  # by "namespace/name"
     limits: Mapping[str, rules.Limits] = field(default_factory=dict)  # by route; those that have some
+    handled: frozenset[str] = frozenset()  # keys of all handlings
     _bases: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
     _adapters: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
 
@@ -115,7 +116,8 @@ class RouteTable:
             if (found := rules.of_route(route.key, route.spec.rate_limit)) is not None
         }
         abroad = {f"{one.metadata.namespace}/{one.metadata.name}": one for one in providers}
-        return cls(ordered, skipped, named, abroad, limits, bases, adapters)
+        keys = frozenset(handling.key for route in ordered for handling in route.handlings.values())
+        return cls(ordered, skipped, named, abroad, limits, keys, bases, adapters)
 
     def knows(self, model: str) -> bool:
         """Tell whether a route names `model`."""

@@ -1,5 +1,6 @@
 """A director with everything real behind it, on a table of a few endpoints."""
 
+import asyncio
 import itertools
 import json
 import random
@@ -7,6 +8,7 @@ import random
 import numpy as np
 
 from extproc import plugins
+from extproc.adapters.errands import Telling
 from extproc.candidates import World
 from extproc.director import Director
 from extproc.kvcache.index import PrefixIndex
@@ -61,6 +63,16 @@ class Stage:
 
     def inflight(self):
         return self.table.inflight[: len(self.table)].tolist()
+
+
+class Waiting:
+    """A story that the loop tells on; the stage has `errands`."""
+
+    def __init__(self, stage, http):
+        story = stage.director.decide(http)
+        self.heard = asyncio.get_running_loop().create_future()
+        self.telling = Telling(story, next(story), stage.errands, lambda _answer: None)
+        self.telling.then(self.heard.set_result)
 
 
 def told(story):

@@ -1,14 +1,17 @@
 """What becomes of a rule with several targets: overflow, failover, and callers who stay where they are."""
 
+import asyncio
 import json
 
 import pytest
 
 from extproc import errors
+from extproc.adapters.errands import Errands
+from extproc.adapters.turns import Turns
 from extproc.scheduling.endpoints import Endpoint
 from extproc.traffic.routes import RouteTable
 from matrixinfer.api import dataplane, networking
-from tests.director.stage import ADDRESSES, Stage, a_chat, a_route, an_outcome
+from tests.director.stage import ADDRESSES, Stage, Waiting, a_chat, a_route, an_outcome
 from tests.flow.room import RULES, Slots
 
 FILTERED = {
@@ -110,6 +113,31 @@ def test_a_prefix_that_was_served_elsewhere_is_not_learned_there():
     assert settlement.target == "ns/spare"
     assert settlement.failed == decision.endpoints[:2]
     assert stage.index.held(stage.table.row(SPARE)) == 0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_who_waited_while_its_rule_changed_is_not_sent_where_envoy_has_no_route_any_more(kept):
+    stage = a_stage()
+    stage.director.gate.use(RULES, Slots(1))
+    stage.errands = Errands(turns=Turns(stage.director.gate))
+    before = stage.director.routes
+    first = [stage.decide(a_chat("hi")) for _ in range(3)]
+    waiting = Waiting(stage, a_chat("there"))
+    await asyncio.sleep(0)
+    stage.clock.now += 1
+    if not kept:
+        targets = [{"modelServerName": "engines"}]
+        stage.director.use_routes(
+            RouteTable.build([a_route(rules=[{"targetModels": targets}])], before.servers.values())
+        )
+
+    for one in first:
+        stage.director.settle(an_outcome(one))
+    decision = await waiting.heard
+
+    assert (dataplane.HANDLING in dict(decision.headers)) == kept
+    assert (SPARE in decision.endpoints) == kept
+    assert decision.endpoints[0] in OWN
 
 
 @pytest.mark.parametrize(("caller", "who"), [("Tenant", "tenant"), ("APIKey", "key")])

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from extproc import errors, plugins
-from extproc.adapters.errands import Errands, Telling
+from extproc.adapters.errands import Errands
 from extproc.adapters.turns import Turns
 from extproc.scheduling import config
 from extproc.types import Decision, Turn
-from tests.director.stage import ADDRESSES, Stage, a_chat, a_route, an_outcome, told
+from tests.director.stage import ADDRESSES, Stage, Waiting, a_chat, a_route, an_outcome, told
 
 LIMIT = {"unit": "hour", "requestsPerUnit": 10}
 
@@ -28,16 +28,6 @@ def a_stage(addresses=ADDRESSES[:1], *, each=1, rate_limit=None, **section):
     stage.clock.now = asyncio.get_running_loop().time()
     stage.errands = Errands(turns=Turns(stage.director.gate))
     return stage
-
-
-class Waiting:
-    """A story that the loop tells on."""
-
-    def __init__(self, stage, http):
-        story = stage.director.decide(http)
-        self.heard = asyncio.get_running_loop().create_future()
-        self.telling = Telling(story, next(story), stage.errands, lambda _answer: None)
-        self.telling.then(self.heard.set_result)
 
 
 async def test_a_request_that_need_not_wait_yields_nothing():
