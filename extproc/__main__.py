@@ -26,6 +26,7 @@ import uvloop
 from aiohttp import web
 
 from extproc.adapters import admin, custom, flow_metrics, kv_metrics, logs, prefill, redis_limits, settings, telemetry
+from extproc.adapters.arrivals import Arrivals
 from extproc.adapters.decision_log import DecisionLog
 from extproc.adapters.desk import Desk
 from extproc.adapters.errands import Errands
@@ -94,6 +95,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="where Envoy has answers of providers translated; default: beside --socket",
     )
     add("--cluster-socket", type=Path, required=True, help="Unix socket of the cluster's feed")
+    add(
+        "--envoy-admin",
+        type=Path,
+        metavar="SOCKET",
+        help="Envoy's admin interface: requests held for want of an engine go when Envoy has it, too",
+    )
     add("--config", type=Path, help="EndpointPickerConfig (YAML), followed when it changes; default: built in")
     add("--metrics-host", default="0.0.0.0")
     add("--metrics-port", type=int, default=9090, help="/metrics and /healthz; 0: any free port")
@@ -155,7 +162,8 @@ class _Picker:
             ask_usage=not args.no_usage,
             witness=self._decisions,
         )
-        self._view = WorldView(self._world, self._director)
+        self._arrivals = Arrivals(self._director.gate, args.envoy_admin) if args.envoy_admin else None
+        self._view = WorldView(self._world, self._director, self._arrivals)
         feed = Feed(args.cluster_socket)
         self._stores = [Store(feed, kind) for kind in KINDS]
         self._synced = False
@@ -210,6 +218,8 @@ class _Picker:
             if self._decisions is not None:
                 stack.callback(self._decisions.close)
             stack.callback(self._errands.close)
+            if self._arrivals is not None:
+                stack.callback(self._arrivals.close)
             stack.push_async_callback(self._errands.calls.close)
             stack.push_async_callback(self._counters.close)
             await self._open_pages(stack)

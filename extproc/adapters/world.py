@@ -22,6 +22,7 @@ from matrixinfer.api import core, dataplane, kinds, networking
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from extproc.adapters.arrivals import Arrivals
     from extproc.candidates import World
     from extproc.director import Director
     from matrixinfer.cluster.store import Store
@@ -54,13 +55,14 @@ class _Member:
 class WorldView:
     """Takes manifests, keeps the director's world in step with them."""
 
-    def __init__(self, world: World, director: Director) -> None:
+    def __init__(self, world: World, director: Director, arrivals: Arrivals | None = None) -> None:
         self.problems: dict[str, str] = {}  # "Kind namespace/name" -> what is wrong with it
         self.unmet: dict[str, tuple[str, ...]] = {}  # likewise -> conditions of routes and servers that are False
         self.changes = 0  # told of
         self.rebuilds = 0  # made of them
         self._world = world
         self._director = director
+        self._arrivals = arrivals
         self._seen: dict[str, dict[Name, Any]] = {kind.kind: {} for kind in KINDS}
         self._members: dict[str, _Member] = {}  # by address
         self._pending: asyncio.TimerHandle | None = None
@@ -125,7 +127,7 @@ class WorldView:
         servers: list[networking.ModelServer] = list(self._seen[kinds.MODEL_SERVER.kind].values())
         members, pools = self._gathered(servers)
         self._update_table(members)
-        self._world.pools.set(pools)
+        self._world.pools.set(pools, self._awaited(pools))
         providers = self._seen[kinds.EXTERNAL_MODEL_PROVIDER.kind].values()
         self._director.use_routes(RouteTable.build(self._seen[kinds.MODEL_ROUTE.kind].values(), servers, providers))
         self.rebuilds += 1
@@ -149,6 +151,15 @@ class WorldView:
                 pool.append(address)
                 members[address] = _member(server, pod, address)
         return members, pools
+
+    def _awaited(self, pools: Mapping[str, list[str]]) -> frozenset[str]:
+        if self._arrivals is None:
+            return frozenset()
+        ready = {
+            server: [address for address in addresses if self._members[address].endpoint.ready]
+            for server, addresses in pools.items()
+        }
+        return self._arrivals.awaited(ready, self._soon)
 
     def _update_table(self, members: dict[str, _Member]) -> None:
         table = self._world.table

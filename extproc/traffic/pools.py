@@ -26,6 +26,7 @@ class Pools:
     def __init__(self, table: EndpointTable) -> None:
         self._table = table
         self._members: dict[str, frozenset[str]] = {}  # server -> addresses
+        self._awaited: frozenset[str] = frozenset()
         self._ready: dict[str, NDArray[np.intp]] = {}
 
     def members(self, server: str) -> frozenset[str]:
@@ -40,8 +41,9 @@ class Pools:
         """Tell whether one endpoint of the ModelServer is ready."""
         return server in self._ready
 
-    def set(self, members: Mapping[str, Iterable[str]]) -> None:
-        """Replace all pools: server -> addresses, all of which are in the table."""
+    def set(self, members: Mapping[str, Iterable[str]], awaited: frozenset[str] = frozenset()) -> None:
+        """Replace all pools: server -> addresses, all of which are in the table; `awaited`: that are not ready for us yet."""
+        self._awaited = awaited
         self._members = {server: frozenset(addresses) for server, addresses in members.items()}
         self.refresh()
 
@@ -57,4 +59,4 @@ class Pools:
     def _ready_row(self, address: str) -> int | None:
         row = self._table.row(address)
         endpoint = None if row is None else self._table.endpoints[row]
-        return row if endpoint is not None and endpoint.ready else None
+        return row if endpoint is not None and endpoint.ready and address not in self._awaited else None

@@ -11,8 +11,9 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from matrixinfer.api import dataplane
 from matrixinfer.local.processes import Command
 
 if TYPE_CHECKING:
@@ -112,8 +113,8 @@ def command(binary: str, *, sockets: Sockets, log: Path, log_level: str, workers
     return Command(argv, dict(os.environ) | {"ENVOY_DYNAMIC_MODULES_SEARCH_PATH": str(MODULES)}, log)
 
 
-async def healthy_hosts(session: aiohttp.ClientSession) -> dict[str, int]:
-    """Ask the admin interface how many endpoints of each ModelServer and provider would get requests; `session` leads to its socket.
+async def healthy_hosts(session: aiohttp.ClientSession) -> dict[str, frozenset[str]]:
+    """Ask the admin interface which endpoints of each cluster would get requests; `session` leads to its socket.
 
     Raises aiohttp.ClientError if Envoy does not answer.
     """
@@ -121,14 +122,4 @@ async def healthy_hosts(session: aiohttp.ClientSession) -> dict[str, int]:
         if answer.status != 200:  # noqa: PLR2004 - HTTP's OK
             return {}
     async with session.get("http://envoy/clusters?format=json") as answer:
-        clusters: list[dict[str, Any]] = (await answer.json(content_type=None)).get("cluster_statuses", [])
-    return {
-        cluster["name"]: sum(_healthy(host) for host in cluster.get("host_statuses", ()))
-        for cluster in clusters
-        if cluster["name"].startswith(("modelserver/", "provider/"))
-    }
-
-
-def _healthy(host: dict[str, Any]) -> bool:
-    health = dict(host.get("health_status", {}))
-    return health.pop("eds_health_status", "HEALTHY") in ("HEALTHY", "UNKNOWN") and not any(health.values())
+        return dataplane.healthy(await answer.json(content_type=None))

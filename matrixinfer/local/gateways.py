@@ -115,6 +115,7 @@ def picker(config: Config, one: Gateway, *, feed: Path, counter: Path | None, lo
         *(sys.executable, "-m", "extproc"),
         *("--socket", str(one.sockets.picker)),
         *("--cluster-socket", str(feed)),
+        *("--envoy-admin", str(one.sockets.admin)),
         *("--metrics-host", config.bind),
         *("--admin-port", str(one.admin_port)),
         *("--metrics-port", str(one.metrics_port)),

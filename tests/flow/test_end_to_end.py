@@ -137,11 +137,11 @@ async def test_a_request_is_held_until_there_is_an_engine_and_its_model_server_s
         assert after["metadata"]["generation"] == before["metadata"]["generation"]
         (tmp_path / "held" / "engine.yaml").write_text(flow.ENGINE.format(number=0))
 
-        assert await asked == 200
+        status, said = await asked
+        assert status == 200, said
         assert await held(0)
 
 
 async def ask(http, url, body):
     async with http.post(url, data=body, headers=flow._headers("calm")) as answer:
-        await answer.read()
-        return answer.status
+        return answer.status, await answer.text()

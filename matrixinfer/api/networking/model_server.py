@@ -213,7 +213,7 @@ class ModelServer(Owned):
         port = self.spec.workload_port.port if text is None else port_number(text)
         if not ip or port is None:
             return None
-        return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+        return dataplane.endpoint(ip, port)
 
 
 def port_number(text: str) -> int | None:
