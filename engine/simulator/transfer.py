@@ -124,7 +124,7 @@ class Transfers:
         self._host = host
         self._offers: dict[str, Offer] = {}
         self._awaited: dict[str, list[server.Reply]] = {}
-        self._tasks: dict[asyncio.Task[None], str | None] = {}
+        self._tasks: dict[asyncio.Task[None], tuple[str | None, Callable[[int | None], None]]] = {}
         self._server: server.Server | None = None
 
     async def listen(self) -> None:
@@ -281,7 +281,7 @@ class Transfers:
     def receive(self, want: Want, then: Callable[[int | None], None]) -> Callable[[], None]:
         """Fetch the blocks, then tell how many tokens came, None if the request fails; returns what gives it up."""
         task = asyncio.ensure_future(self._receive(want, then))
-        self._tasks[task] = want.rid
+        self._tasks[task] = want.rid, then
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
 
         def give_up() -> None:
@@ -291,9 +291,12 @@ class Transfers:
 
     def abort(self, rid: str) -> bool:
         """End the requests of this name that wait for blocks."""
-        found = [task for task, name in self._tasks.items() if name == rid]
-        for task in found:
-            task.cancel("aborted")
+        found = [(task, then) for task, (name, then) in self._tasks.items() if name == rid]
+        for task, then in found:
+            del self._tasks[task]
+            if task.cancel():  # one that has not begun would not notice
+                self.counts["failed"] += 1
+                then(None)
         return bool(found)
 
     async def _receive(self, want: Want, then: Callable[[int | None], None]) -> None:
@@ -301,11 +304,6 @@ class Transfers:
             async with asyncio.timeout(_WAIT_S):
                 tokens = await _fetched(want.source or "")
                 await asyncio.sleep(tokens / self.config.tokens_per_s)
-        except asyncio.CancelledError as error:
-            if error.args == ("aborted",):
-                self.counts["failed"] += 1
-                then(None)
-            raise
         except (Gone, OSError, TimeoutError, ValueError):
             self.counts["failed"] += 1
             then(0 if self.config.recompute else None)

@@ -1,11 +1,13 @@
 """KV transfer between simulated engines, held to the recording of a real pair."""
 
+import asyncio
 import json
 import threading
 import time
 
 import pytest
 
+from engine.simulator import kvcache, transfer
 from tests.simulator.running import Simulator
 
 NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
@@ -173,6 +175,21 @@ def test_sglangs_decode_wants_a_room_and_can_be_told_to_give_up():
 
         assert ask(decode).status == 400
         assert answers[0].status == 500
+
+
+async def test_a_request_that_is_aborted_before_it_has_begun_to_wait_ends():
+    transfers = transfer.Transfers(
+        transfer.for_sglang("decode", port=0, tokens_per_s=1), kvcache.Blocks(8, 4), "127.0.0.1"
+    )
+    ended = []
+    transfers.receive(transfer.Want(source="http://127.0.0.1:1/blocks", rid="r7"), ended.append)
+
+    assert transfers.abort("r7")
+    assert not transfers.abort("r8")
+    await asyncio.sleep(0)
+
+    assert ended == [None]
+    assert not transfers.abort("r7")
 
 
 @pytest.mark.parametrize(
