@@ -58,7 +58,9 @@ class Recorder:
     def resume(self, stands: Manifest, now: float) -> Manifest:
         """Return the Event to write where one stands already: an earlier process has said the same."""
         told = self._told[stands["metadata"]["name"]]
-        told.event = told.event | {"eventTime": stands["eventTime"]}  # it may not change
+        told.event = told.event | {
+            member: stands[member] for member in ("eventTime", "regarding")
+        }  # they may not change
         told.count += int((stands.get("series") or {}).get("count") or 1)
         return self._series(told, now)
 

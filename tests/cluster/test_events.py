@@ -46,11 +46,13 @@ def test_another_message_is_another_event():
 def test_what_an_earlier_process_said_is_counted_on():
     recorder = Recorder("tester")
     stands = Recorder("tester").record(an_emit(), 0) | {"series": {"count": 7}}
+    stands["regarding"] = stands["regarding"] | {"resourceVersion": "3"}
     recorder.record(an_emit(), 100)
 
     event = recorder.resume(stands, 100)
     assert event["series"]["count"] == 8
     assert event["eventTime"] == stands["eventTime"]
+    assert event["regarding"] == stands["regarding"]  # the API takes no change of it
 
 
 @given(st.text("ab", min_size=1, max_size=260))
