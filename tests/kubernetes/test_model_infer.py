@@ -65,14 +65,17 @@ async def test_a_steady_world_is_left_alone(customer, staged, node):
         await customer.settled()
 
         async def idle():
-            return not loop.waiting
+            """Nothing waits, and what was begun has been written, Events too."""
+            before = len(requests)
+            await asyncio.sleep(1)
+            return not loop.waiting and len(requests) == before
 
         await eventually(idle)
         requests.clear()
         loop.refresh()
         await eventually(idle)
 
-        assert not [verb for verb, _ in requests if verb not in ("watch", "list")]
+        assert not [one for one in requests if one[0] not in ("watch", "list")]
 
 
 # Pods that somebody lays hands on

@@ -15,6 +15,7 @@ from matrixinfer.cluster.apiserver import ApiServer
 from matrixinfer.local.hollow import HollowNode
 from tests.kubernetes import control_plane
 from tests.kubernetes.conftest import access, official_client, own_control_plane
+from tests.local.waiting import eventually_async
 from tests.modelinfer.guard import Guard
 from tests.modelinfer.test_mortality import REPLICAS, SURGE, UNAVAILABLE, running, the_infer
 
@@ -66,15 +67,22 @@ async def test_whenever_the_control_plane_is_killed_the_next_ends_what_it_began(
                     images = {pod["spec"]["containers"][0]["image"] for pod in guard.pods()}
                     return (images, len(guard.pods()), guard.available()) == ({f"sim:{KILLS}"}, REPLICAS * 3, REPLICAS)
 
+                async def tidy():
+                    listed = await asyncio.to_thread(
+                        core.list_namespaced_service, "default", label_selector=workload.NAME_LABEL
+                    )
+                    return sorted(one.metadata.name for one in listed.items) == sorted(
+                        f"{group}-decode-0-0" for group in guard.groups()
+                    )
+
                 process = born()
                 await guard.until(rolled)
+                await eventually_async(tidy)
                 process.terminate()
                 process.join()
 
         made = (await asyncio.to_thread(core.list_namespaced_pod, "default")).items
-        services = await asyncio.to_thread(core.list_namespaced_service, "default", label_selector=workload.NAME_LABEL)
 
-    groups = sorted({pod.metadata.labels[workload.GROUP_LABEL] for pod in made})
+    groups = {pod.metadata.labels[workload.GROUP_LABEL] for pod in made}
     assert guard.broken == []
     assert (len(made), len(groups)) == (REPLICAS * 3, REPLICAS)
-    assert sorted(one.metadata.name for one in services.items) == [f"{group}-decode-0-0" for group in groups]
