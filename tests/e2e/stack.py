@@ -41,7 +41,7 @@ spec:
   terminationGracePeriodSeconds: 5
   containers:
   - name: engine
-    command: [python, -m, engine.simulator]
+    command: [python, -m, {module}]
     args: {args}
     env:
     - name: POD_IP
@@ -83,7 +83,13 @@ def say(figure: str) -> None:
 def a_pod(name: str, *args: str, app: str = "demo") -> str:
     """Manifest of a simulated engine that serves `demo`."""
     own = ["--model", "demo", "--host", "$(POD_IP)", "--port", str(PORT), *args]
-    return POD.format(name=name, app=app, args=json.dumps(own))
+    return POD.format(name=name, app=app, module="engine.simulator", args=json.dumps(own))
+
+
+def a_stub(name: str, *, app: str) -> str:
+    """Manifest of an engine that answers at once and always the same."""
+    own = ["--host", "$(POD_IP)", "--port", str(PORT)]
+    return POD.format(name=name, app=app, module="bench.stub", args=json.dumps(own))
 
 
 def a_server(name: str = "demo", *, app: str = "demo", timeout: str = "", attempts: int | None = None) -> str:

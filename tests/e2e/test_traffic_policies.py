@@ -12,34 +12,13 @@ import pytest
 import pytest_asyncio
 
 from bench import load
-from tests.e2e.stack import CHAT, COMPLETIONS, a_body, a_pod, events, running, say
+from tests.e2e.stack import CHAT, COMPLETIONS, a_body, a_pod, a_stub, events, running, say
 from tests.e2e.test_routes import ROUTE, a_server
 from tests.e2e.traffic import added, counted, once_each, under_load
 from tests.local.waiting import eventually, eventually_async
 
 pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
-STUB = """\
-apiVersion: v1
-kind: Pod
-metadata:
-  name: {name}
-  labels: {{app: {app}}}
-spec:
-  containers:
-  - name: engine
-    command: [python, -m, bench.stub]
-    args: [--host, $(POD_IP), --port, "8000"]
-    env:
-    - name: POD_IP
-      valueFrom: {{fieldRef: {{fieldPath: status.podIP}}}}
-    ports:
-    - {{name: http, containerPort: 8000}}
-    readinessProbe:
-      httpGet: {{path: /health, port: http}}
-      periodSeconds: 1
-      failureThreshold: 10
-"""
 SIMULATED = {"main-0": "main", "main-1": "main", "spare-0": "spare"}
 
 
@@ -54,7 +33,7 @@ def a_route(name, *targets, rule=None, **spec):
 
 MAIN, SPARE = a_target("main"), a_target("spare", overflow=True)
 DOCUMENTS = (
-    *(STUB.format(name=f"{app}-0", app=app) for app in ("old", "new", "third")),
+    *(a_stub(f"{app}-0", app=app) for app in ("old", "new", "third")),
     *(
         a_pod(name, "--served-model-name", f"engine-{app}", "--speed", "0.3", app=app)
         for name, app in SIMULATED.items()
