@@ -80,6 +80,8 @@ class Arrivals:
                     await asyncio.sleep(_ASK_EVERY_S)
         finally:
             self._asking = None
+        if self._awaited:  # they came while the session was being closed
+            then()
 
     async def _healthy(self, session: aiohttp.ClientSession) -> Mapping[str, frozenset[str]] | None:
         """Return Envoy's endpoints by cluster; None if it does not say."""
