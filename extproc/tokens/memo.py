@@ -26,6 +26,7 @@ from extproc.tokens import sample
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from extproc.tokens.bytelevel import ByteLevel
     from extproc.tokens.chain import TokenIds
 
 _PIECE: Final = 2048  # characters: 20 look-ups for 10k tokens, and at most so much is encoded again with a new turn
@@ -100,14 +101,23 @@ class Found(NamedTuple):
 class Encoder:
     """One tokenizer and its share of the memo."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, document: dict[str, Any], *, memo: Memo, number: int, marks: str = ""
+    def __init__(  # noqa: PLR0913 - what a tokenizer and its model's files are made of
+        self,
+        tokenizer: Tokenizer,
+        document: dict[str, Any],
+        *,
+        memo: Memo,
+        number: int,
+        marks: str = "",
+        quick: ByteLevel | None = None,
     ) -> None:
         """`document`: tokenizer.json; `number`: tells this tokenizer's pieces from others'.
 
-        `marks`: text in which the special tokens occur that are worth looking for, such as a chat template.
+        `marks`: text in which the special tokens occur that are worth looking for, such as a chat template. `quick`: says
+        the same as `tokenizer` of most texts, in a quarter of the time.
         """
         self._tokenizer = tokenizer
+        self.quick = quick
         self._memo = memo
         self._number = number
         self.faults: list[str] = []  # ways to cut that were found to change ids
@@ -160,7 +170,15 @@ class Encoder:
         return Found(found, keys, texts, missing, size, whole)
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Encode without special tokens; takes about 0.3 µs a character and, but for its end, no GIL."""
+        """Encode without special tokens; takes about 0.06 µs a character, or 0.3 µs, and, but for its end, no GIL."""
+        if self.quick is None:
+            return self._thoroughly(texts)
+        made = self.quick.encode(texts)
+        left = [text for text, ids in zip(texts, made, strict=True) if ids is None]
+        more = iter(self._thoroughly(left) if left else ())
+        return [next(more) if ids is None else ids for ids in made]
+
+    def _thoroughly(self, texts: Sequence[str]) -> list[TokenIds]:
         made = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.frombuffer(array("I", one.ids), dtype=np.uint32) for one in made]  # half the time of np.array
 
@@ -216,7 +234,7 @@ class Encoder:
 
     def _same(self, cut: re.Pattern[str], behind: int, text: str) -> bool:
         """Tell whether cutting `text` `behind` the start of every match gives the ids of the whole."""
-        (whole,) = self.encode([text])
+        (whole,) = self._thoroughly([text])
         begin, pieces = 0, []
         for match in cut.finditer(text):
             pieces.append(text[begin : match.start() + behind])

@@ -17,7 +17,7 @@ import orjson
 import tokenizers
 from xxhash import xxh3_128_digest
 
-from extproc.tokens import anthropic, conversation, responses
+from extproc.tokens import anthropic, bytelevel, conversation, responses
 from extproc.tokens.chain import packed
 from extproc.tokens.memo import Encoder
 from extproc.tokens.template import ChatTemplate, TemplateFault
@@ -26,6 +26,7 @@ from extproc.types import Api
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from extproc.tokens.bytelevel import ByteLevel
     from extproc.tokens.chain import TokenIds
     from extproc.tokens.conversation import Chat
     from extproc.tokens.memo import Memo
@@ -127,7 +128,10 @@ class ModelTokenizer:
         self._compiled: OrderedDict[str, ChatTemplate] = OrderedDict()
         marks = "".join((*sources.values(), files.processor, *self.special_tokens.values()))
         document = _described(files.tokenizer)
-        self.encoder = Encoder(self.tokenizer, document, memo=memo, number=self.number, marks=marks)
+        quick: ByteLevel | None = (
+            same.encoder.quick if same is not None else bytelevel.build(files.tokenizer, self.tokenizer)
+        )
+        self.encoder: Encoder = Encoder(self.tokenizer, document, memo=memo, number=self.number, marks=marks, quick=quick)
         self._head, self._tail = _around(self.tokenizer, settings, self.special_tokens)
         self._no_thinking: str | None = None
         self._openings: dict[tuple[str, ...], str] = {}
