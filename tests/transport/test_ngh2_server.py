@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import re
 import socket
 import struct
 import weakref
@@ -249,12 +250,12 @@ async def test_a_peer_that_falls_silent_is_dropped(start, served):
 
 
 async def test_a_peer_that_answers_pings_stays(start, served):
-    server = await start(served, limits=Limits(keepalive_s=0.1))
+    server = await start(served, limits=Limits(keepalive_s=0.7))  # time enough for a client on a busy machine
     async with a_channel(server.address) as channel:
         call = bidi(channel, ECHO)
         await call.write(b"before")
         await call.read()
-        await asyncio.sleep(0.5)  # several beats
+        await asyncio.sleep(2)  # several beats
 
         await call.write(b"after")
 
@@ -299,6 +300,33 @@ async def test_connections_that_wait_in_the_backlog_are_served_before_the_end(st
     assert [len(peer.recv(9)) for peer in peers] == [9, 9, 9]  # our SETTINGS frame, not a reset
     for peer in peers:
         peer.close()
+
+
+async def test_a_call_that_comes_together_with_the_answer_to_the_notice_is_served(start, served):
+    server = await start(served)
+    client = await a_client(server)
+    await client.end_of(client.request(ECHO, frame(b"x"), end=True))
+    late = client.http2.send_request(
+        [
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", ECHO.encode()),
+            (b":authority", b"test"),
+            (b"content-type", b"application/grpc"),
+        ]
+    )
+    client.http2.send_data(late, frame(b"y"), end_stream=True)
+    call = client.http2.data_to_send()
+
+    stopping = asyncio.ensure_future(server.stop(10))
+    notice = b""
+    while not (ping := re.search(rb"\x00\x00\x08\x06\x00\x00\x00\x00\x00(.{8})", notice, re.DOTALL)):
+        notice += await asyncio.wait_for(client.reader.read(65536), 10)
+    client.writer.write(b"\x00\x00\x08\x06\x01\x00\x00\x00\x00" + ping[1] + call)
+    end = await client.end_of(late)
+
+    assert dict(end.headers)[b"grpc-status"] == b"0"
+    await asyncio.wait_for(stopping, 10)
 
 
 async def test_log_entries_on_their_way_to_a_stopping_server_are_settled(start):

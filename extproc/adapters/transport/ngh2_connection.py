@@ -229,8 +229,6 @@ class Connection(asyncio.Protocol):
         path, kind, timeout = _grpc_headers(event.headers)
         if not kind.startswith(b"application/grpc"):
             call.refuse_type()
-        elif self._drain is _Drain.LAST:
-            call.finish(Status.UNAVAILABLE, "the server is stopping")
         elif (service := self._server.services.get(path)) is None:
             call.finish(Status.UNIMPLEMENTED, f"unknown method {path.decode('latin-1')}")
         elif (seconds := _seconds(timeout)) is None:
@@ -387,14 +385,19 @@ class Connection(asyncio.Protocol):
             self.flush_soon()
 
     def _pinged(self, _event: Any) -> None:
-        if self._drain is not _Drain.ANNOUNCED:
+        if self._drain is _Drain.ANNOUNCED:  # what came together with it is still served
+            self._server.loop.call_soon(self._say_last)
+
+    def _say_last(self) -> None:
+        """Name the last call that is served; clients make those after it anew, elsewhere."""
+        if self._transport is None or self._drain is not _Drain.ANNOUNCED:
             return
         self._drain = _Drain.LAST
         with suppress(ngh2.NGH2Error):  # it is closing already
             self.engine.send_goaway()
         for call in list(self._calls.values()):
             self._tell_drain(call)
-        self.flush_soon()
+        self._flush()
 
     def _tell_drain(self, call: NgCall) -> None:
         if call.listener is not None and not call.done:
