@@ -260,7 +260,7 @@ class Bursts:
 
 @dataclass(frozen=True, slots=True)
 class Tenants:
-    """Tenants of different appetite, each with prefixes of its own; the first asks most."""
+    """Tenants of different appetite, each with prefixes of its own; the first asks most, or one more that floods."""
 
     requests: int = 5000
     rate: float = 10.0
@@ -271,19 +271,22 @@ class Tenants:
     question: int = 300
     output: int = 150
     adapters: bool = False  # each tenant has an adapter of its own
+    flood: float = 0.0  # share of the requests that one more tenant sends
     block: int = 64
     seed: int = 1
 
     def asks(self) -> Iterator[Ask]:
         """Yield the requests."""
         chance = _Chance(self.seed, self.block)
-        prefixes = [[chance.extended([], self.prefix) for _ in range(self.prefixes)] for _ in range(self.tenants)]
+        names = [f"{number}" for number in range(self.tenants)] + ["flood"] * (self.flood > 0)
+        prefixes = [[chance.extended([], self.prefix) for _ in range(self.prefixes)] for _ in names]
         draw = chance.zipf(self.tenants, self.skew)
         at = 0.0
         while True:
             at += chance.expovariate(self.rate)
-            tenant = draw()
-            facts = {"tenant": f"tenant-{tenant}", "model": f"adapter-{tenant}" if self.adapters else ""}
+            tenant = self.tenants if self.flood and chance.random() < self.flood else draw()
+            name = names[tenant]
+            facts = {"tenant": f"tenant-{name}", "model": f"adapter-{name}" if self.adapters else ""}
             prompt = self.prefix + chance.mean(self.question)
             yield chance.ask(at, chance.choice(prefixes[tenant]), prompt, chance.mean(self.output), **facts)[0]
 
@@ -338,7 +341,7 @@ def _value(spec: str, key: str, text: str, default: object) -> object:
     return value
 
 
-_SHARES: Final = frozenset({"again", "edited"})
+_SHARES: Final = frozenset({"again", "edited", "flood"})
 _MAY_BE_0: Final = (
     frozenset({"skew", "adapters", "system", "seed", "output", "tick", "within", "instructions"}) | _SHARES
 )

@@ -2,8 +2,8 @@
 
 A line is a request: `timestamp` in milliseconds, `input_length` and `output_length` in tokens, `hash_ids` with one id for
 every 512 tokens of the prompt that have been begun, the same id where all up to there is the same. Ours may have
-`output_hash_ids` (blocks that the answer completes), `tenant`, `session` and `model` (an adapter), and the first line may be
-`{"block_tokens": N}`.
+`output_hash_ids` (blocks that the answer completes), `tenant`, `session`, `model` (an adapter), `key` (name of an API key) and
+`objective` (what the request says of its urgency), and the first line may be `{"block_tokens": N}`.
 
 Ids are chained again when they are read, so that a trace that gives equal blocks equal ids wherever they stand is
 understood in the same way.
@@ -38,6 +38,8 @@ class Line(msgspec.Struct):
     tenant: str = ""
     session: str = ""
     model: str = ""
+    key: str = ""
+    objective: str = ""
 
 
 class _Head(msgspec.Struct, forbid_unknown_fields=True):
@@ -125,6 +127,8 @@ def _ask(line: Line, *, full: int) -> trace.Ask:
         tenant=line.tenant,
         session=line.session,
         model=line.model,
+        key=line.key,
+        objective=line.objective,
     )
 
 

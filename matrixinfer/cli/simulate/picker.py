@@ -1,7 +1,8 @@
 """The picker in virtual time: the same table, ledger, index, scheduler and plugins that serve, without the protocol.
 
 What is the director's in a gateway is here in short: candidates, cycle, choice, note what was sent, settle. What the scraper
-does is `scraped`: columns show what the engine was at its last scrape, not what it is.
+does is `scraped`: columns show what the engine was at its last scrape, not what it is. With flow control in the configuration
+requests are asked for at `turns`, and placed when that lets them go.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from extproc import errors
 from extproc.scheduling import config as scheduling
 from extproc.scheduling.endpoints import Endpoint, EndpointTable
 from extproc.scheduling.framework import Cycle
 from extproc.traffic import latency
+from extproc.traffic.flow import callers
 from extproc.traffic.ledger import Ledger, Sent
-from extproc.types import Api, InferenceRequest, Outcome
+from extproc.types import Api, HttpRequest, InferenceRequest, Outcome
 from matrixinfer.cli.simulate.holders import Learned, Told
+from matrixinfer.cli.simulate.turns import BYTES_PER_TOKEN, Turns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +44,6 @@ class Picker:
     """One picker before the cluster's engines; rows of its table are the engines' places. It knows no other picker."""
 
     def __init__(self, settings: scheduling.Config, cluster: Cluster, trace: Trace, *, exact: bool, seed: int) -> None:
-        self.refused = 0
         self._trace = trace
         self._scheduler = scheduling.build(settings)
         self._draw = random.Random(seed)  # noqa: S311 - chance for balance
@@ -59,18 +60,38 @@ class Picker:
         self._most = max(1, settings.prefix.max_blocks * settings.prefix.block_size_tokens // trace.block_tokens)
         self.told = Told(settings, cluster, trace, self._places) if exact else None  # listens to the engines
         self._holders: Holders = self.told or Learned(settings, trace)
+        rules = settings.flow
+        self.turns = (
+            None
+            if rules is None
+            else Turns(rules, scheduling.detector(settings), table=self.table, pool=_POOL, rows=self._rows)
+        )
 
-    def place(self, number: int, chain: list[int], now: float) -> int | None:
-        """Say which engine gets the request, None if it is refused."""
-        trace = self._trace
+    def ask(self, number: int, now: float) -> None:
+        """Take a request at the gate."""
+        assert self.turns is not None  # noqa: S101 - for the types: nobody asks without flow control
+        trace, request = self._trace, self._request(number)
+        objective = trace.objectives[trace.objective[number]]
+        http = HttpRequest(
+            "POST",
+            _PATH,
+            {callers.OBJECTIVE[0]: objective} if objective else {},
+            bytes(request.prompt_tokens * BYTES_PER_TOKEN),
+            tenant=trace.tenants[trace.tenant[number]],
+            key=trace.keys[trace.key[number]],
+        )
+        self.turns.at(now)
+        self.turns.ask(number, http, request, lambda: self._known(number))
+
+    def place(self, number: int, chain: list[int], now: float) -> int:
+        """Say which engine gets the request. Raises Saturated."""
+        trace, turns = self._trace, self.turns
         chain = chain[: self._most] if len(chain) > self._most else chain
         rows = self._model_rows[trace.model[number]]
+        if turns is not None:
+            rows = turns.gate.narrowed(rows, now)
         cycle = self._cycle(number, chain, rows, now)
-        try:
-            result = self._scheduler.schedule(cycle)
-        except (errors.Saturated, errors.NoEndpoints):
-            self.refused += 1
-            return None
+        result = self._scheduler.schedule(cycle)
         row = result.rows[0]
         request = cycle.request
         self._ledger.open(
@@ -91,6 +112,13 @@ class Picker:
             )
         )
         self._holders.routed(chain, row, now)
+        if turns is not None:
+            turns.sent(
+                number,
+                prompt=request.prompt_tokens,
+                cached=int(cycle.matched[rows.tolist().index(row)]) * trace.block_tokens,
+                output=int(trace.output[number]),
+            )
         return self._place_of[row]
 
     def warm(self, engines: Sequence[Engine], now: float) -> None:
@@ -123,6 +151,9 @@ class Picker:
         )
         if settlement is not None:
             latency.learn(self.table, settlement, now)
+            if self.turns is not None:
+                self.turns.at(now)
+                self.turns.gate.settle(settlement)
 
     def scraped(self, engine: Engine, now: float) -> None:
         """Take what an engine's metrics page says."""
@@ -135,29 +166,20 @@ class Picker:
         table.inflight_scraped[row] = table.inflight[row]
         table.inflight_tokens_scraped[row] = table.inflight_tokens[row]
         table.scraped_at[row] = now
+        if self.turns is not None:
+            self.turns.at(now)
+            self.turns.gate.pump()
+
+    def _known(self, number: int) -> int:
+        """Return how many tokens of a prompt the engine has that knows it best, of those with a place."""
+        assert self.turns is not None  # noqa: S101 - for the types: the gate asks
+        trace, now = self._trace, self.turns.now
+        rows = self.turns.gate.narrowed(self._model_rows[trace.model[number]], now)
+        matched = self._holders.match(trace.chain(number)[: self._most], rows, now)
+        return int(matched.max()) * trace.block_tokens
 
     def _cycle(self, number: int, chain: Sequence[int], rows: NDArray[np.intp], now: float) -> Cycle:
-        trace, holders = self._trace, self._holders
-        headers: dict[str, str] = {}
-        if session := trace.sessions[trace.session[number]]:
-            headers[_SESSION] = session
-        if tenant := trace.tenants[trace.tenant[number]]:
-            headers[_TENANT] = tenant
-        model = trace.models[trace.model[number]] or BASE_MODEL
-        request = InferenceRequest(
-            id=str(number),
-            api=Api.CHAT,
-            path=_PATH,
-            headers=headers,
-            model=model,
-            stream=True,
-            prefix=b"",
-            prompt_tokens=int(trace.prompt[number]),
-            max_tokens=None,
-            wants_usage=True,
-            cache_salt="",
-            body=b"",
-        )
+        holders, request = self._holders, self._request(number)
         matched = holders.match(chain, rows, now)
         return Cycle(
             request=request,
@@ -169,7 +191,29 @@ class Picker:
             now=now,
             draw=self._draw,
             trunk=holders.trunk(chain),
-            engine_model=model,
+            engine_model=request.model,
+        )
+
+    def _request(self, number: int) -> InferenceRequest:
+        trace = self._trace
+        headers: dict[str, str] = {}
+        if session := trace.sessions[trace.session[number]]:
+            headers[_SESSION] = session
+        if tenant := trace.tenants[trace.tenant[number]]:
+            headers[_TENANT] = tenant
+        return InferenceRequest(
+            id=str(number),
+            api=Api.CHAT,
+            path=_PATH,
+            headers=headers,
+            model=trace.models[trace.model[number]] or BASE_MODEL,
+            stream=True,
+            prefix=b"",
+            prompt_tokens=int(trace.prompt[number]),
+            max_tokens=None,
+            wants_usage=True,
+            cache_salt="",
+            body=b"",
         )
 
     def _meet(self, place: int, group: str, models: frozenset[str], adapters: frozenset[str]) -> int:

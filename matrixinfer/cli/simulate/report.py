@@ -24,8 +24,14 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 
+_QUEUE_COLUMNS: Final = ("waited p50", "p99", "behind")  # where flow control is in force
+_TENANT_COLUMNS: Final = (
+    "placing", "tenant", "requests", "refused", "waited p99", "TTFT p50", "p99", "goodput", "behind",
+)  # fmt: skip
+
+
 def show(console: Console, summaries: Sequence[Summary]) -> None:
-    """Print a table for each load."""
+    """Print a table for each load; where requests wait for their turn, what was refused, and a table of tenants."""
     for load in sorted({one.load for one in summaries}):
         rows = [one for one in summaries if one.load == load]
         first = rows[0]
@@ -36,7 +42,8 @@ def show(console: Console, summaries: Sequence[Summary]) -> None:
             title_style="bold",
             box=box.SIMPLE_HEAD,
         )
-        for at, name in enumerate(_COLUMNS):
+        queued = any(one.queued for one in rows)
+        for at, name in enumerate(_COLUMNS + (_QUEUE_COLUMNS if queued else ())):
             table.add_column(name, justify="right" if at else "left", no_wrap=True)
         for one in rows:
             table.add_row(
@@ -51,8 +58,62 @@ def show(console: Console, summaries: Sequence[Summary]) -> None:
                 f"{one.of_oracle:.0%}",
                 f"{one.balance:.2f}",
                 f"{one.fairness:.2f}",
+                *(_queue_cells(one) if queued else ()),
             )
         console.print(table)
+        for one in rows:
+            if one.queued and one.refused:
+                console.print(f"  {one.configuration} refused {_refusals(one)}")
+        if any(one.tenants for one in rows):
+            console.print(_tenants(rows))
+
+
+def _queue_cells(one: Summary) -> tuple[str, ...]:
+    if not one.queued:
+        return ("", "", "")
+    return milliseconds(one.waited_p50), milliseconds(one.waited_p99), _tokens(one.behind)
+
+
+def _refusals(one: Summary) -> str:
+    """Say why requests were refused."""
+    reasons = {
+        "shed": one.shed,
+        "queue-full": one.queue_full,
+        "displaced": one.displaced,
+        "waited-too-long": one.waited_too_long,
+    }
+    reasons["saturated"] = one.refused - sum(reasons.values())
+    shown = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return f"{one.refused} of {one.requests}: {shown}"
+
+
+def _tenants(rows: Sequence[Summary]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for at, name in enumerate(_TENANT_COLUMNS):
+        table.add_column(name, justify="right" if at > 1 else "left", no_wrap=True)
+    for one in rows:
+        for at, tenant in enumerate(one.tenants):
+            table.add_row(
+                "" if at else one.configuration,
+                tenant.name or "none",
+                str(tenant.requests),
+                str(tenant.refused or ""),
+                milliseconds(tenant.waited_p99),
+                milliseconds(tenant.ttft_p50),
+                milliseconds(tenant.ttft_p99),
+                f"{tenant.goodput_share:.0%}",
+                _tokens(tenant.behind),
+                end_section=at == len(one.tenants) - 1,
+            )
+    return table
+
+
+def _tokens(value: float) -> str:
+    """Write a number of tokens so that it is read at a glance."""
+    for size, unit in ((1_000_000, "M"), (1000, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{unit}"
+    return f"{value:.0f}"
 
 
 def milliseconds(value: float) -> str:
@@ -66,7 +127,7 @@ def milliseconds(value: float) -> str:
 
 def as_csv(summaries: Sequence[Summary]) -> str:
     """Return all figures, a line for each configuration and load."""
-    names = [one.name for one in fields(Summary)]
+    names = [one.name for one in fields(Summary) if one.name != "tenants"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -93,6 +154,11 @@ _PANELS: Final = (
     _Panel("prompt tokens found in caches", lambda one: one.hit_rate * 100, lambda value: f"{value:.0f} %"),
     _Panel("busiest engine over the mean", lambda one: one.balance, lambda value: f"{value:.2f}"),
 )
+_QUEUE_PANELS: Final = (
+    _Panel("waited for their turn, p99", lambda one: one.waited_p99, milliseconds),
+    _Panel("refused", lambda one: one.refused / max(one.requests, 1) * 100, lambda value: f"{value:.1f} %"),
+    _Panel("tokens behind a fair share", lambda one: one.behind, _tokens),
+)
 _COLOURS: Final = ("#4c78a8", "#f58518", "#e45756", "#72b7b2", "#54a24b", "#b279a2")
 _ROW, _LEFT, _WIDTH, _TOP = 22, 190, 420, 26
 
@@ -103,7 +169,8 @@ def as_page(summaries: Sequence[Summary], title: str) -> str:
     loads = sorted({one.load for one in summaries})
     colours = {load: _COLOURS[at % len(_COLOURS)] for at, load in enumerate(loads)}
     legend = " ".join(f'<span style="color:{colours[load]}">&#9679;</span> load {load:.0%}' for load in loads)
-    panels = "\n".join(_panel(panel, summaries, names, colours) for panel in _PANELS)
+    chosen = _PANELS + (_QUEUE_PANELS if any(one.queued for one in summaries) else ())
+    panels = "\n".join(_panel(panel, summaries, names, colours) for panel in chosen)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{html.escape(title)}</title><style>body{{font:14px sans-serif;margin:2em}}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
+from matrixinfer.cli.simulate.simulation import REFUSALS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -13,6 +15,22 @@ if TYPE_CHECKING:
     from matrixinfer.cli.simulate.cluster import Slo
     from matrixinfer.cli.simulate.simulation import Record
     from matrixinfer.cli.simulate.trace import Trace
+
+MOST_TENANTS: Final = 10  # that are shown by themselves
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """What one tenant got. Times in milliseconds."""
+
+    name: str
+    requests: int
+    refused: int
+    waited_p99: float  # for its turn
+    ttft_p50: float
+    ttft_p99: float
+    goodput_share: float
+    behind: float  # tokens that it was behind its share while it waited, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +58,17 @@ class Summary:
     fairness: float  # Jain's index over the tenants' shares of requests that keep the SLO
     preemptions: int
     seconds: float  # of virtual time, to the end of the last answer
+    # With flow control.
+    queued: bool  # it is in force
+    shed: int  # of the refused
+    queue_full: int
+    displaced: int
+    waited_too_long: int
+    waited_mean: float  # for their turn, those that were served
+    waited_p50: float
+    waited_p99: float
+    behind: float  # tokens that a tenant was behind its share while it waited, at most, in the whole run
+    tenants: tuple[Tenant, ...]  # those that ask most, if there are several
 
     @property
     def of_oracle(self) -> float:
@@ -60,6 +89,8 @@ def summary(  # noqa: PLR0913 - what a row is made of
     asked = int(counted.sum())
     began = float(trace.at[len(trace) - asked]) if asked else 0.0
     share = float(good.sum()) / max(asked, 1)
+    waited = record.waited_s[served] * 1000
+    refused = {name: int((record.refusal[counted] == at).sum()) for at, name in enumerate(REFUSALS)}
     return Summary(
         configuration=configuration,
         load=load,
@@ -82,7 +113,43 @@ def summary(  # noqa: PLR0913 - what a row is made of
         fairness=_jain(_shares(good, trace, counted)),
         preemptions=record.preemptions,
         seconds=record.ended_s,
+        queued=record.behind is not None,
+        shed=refused["shed"],
+        queue_full=refused["queue-full"],
+        displaced=refused["displaced"],
+        waited_too_long=refused["waited-too-long"],
+        waited_mean=float(waited.mean()) if len(waited) else 0.0,
+        waited_p50=_percentile(waited, 50),
+        waited_p99=_percentile(waited, 99),
+        behind=max((record.behind or {}).values(), default=0.0),
+        tenants=_tenants(record, trace, counted, good) if record.behind is not None else (),
     )
+
+
+def _tenants(record: Record, trace: Trace, counted: NDArray[np.bool_], good: NDArray[np.bool_]) -> tuple[Tenant, ...]:
+    """Sum up the tenants that ask most; nobody, if there is one only."""
+    if len(trace.tenants) <= 1:
+        return ()
+    asked = np.bincount(trace.tenant[counted], minlength=len(trace.tenants))
+    behind = record.behind or {}
+    found = []
+    for at in sorted(range(len(asked)), key=lambda at: -asked[at])[:MOST_TENANTS]:
+        own = counted & (trace.tenant == at)
+        served = own & (record.ttft_s >= 0)
+        ttft = record.ttft_s[served] * 1000
+        found.append(
+            Tenant(
+                name=trace.tenants[at],
+                requests=int(asked[at]),
+                refused=int(asked[at]) - int(served.sum()),
+                waited_p99=_percentile(record.waited_s[served] * 1000, 99),
+                ttft_p50=_percentile(ttft, 50),
+                ttft_p99=_percentile(ttft, 99),
+                goodput_share=float(good[own].sum()) / max(int(asked[at]), 1),
+                behind=behind.get(trace.tenants[at], 0.0),
+            )
+        )
+    return tuple(found)
 
 
 def _percentile(values: NDArray[np.float64], share: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class Ask(NamedTuple):
     tenant: str = ""
     session: str = ""
     model: str = ""  # an adapter; "": the base model
+    key: str = ""  # name of the API key; only flow control reads it
+    objective: str = ""  # what the request says of its own urgency; likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,13 @@ class Trace:
     tenant: NDArray[np.int32]  # place in `tenants`; shape (n,)
     session: NDArray[np.int32]  # place in `sessions`; shape (n,)
     model: NDArray[np.int32]  # place in `models`; shape (n,)
+    key: NDArray[np.int32]  # place in `keys`; shape (n,)
+    objective: NDArray[np.int32]  # place in `objectives`; shape (n,)
     tenants: tuple[str, ...]
     sessions: tuple[str, ...]
     models: tuple[str, ...]
+    keys: tuple[str, ...]
+    objectives: tuple[str, ...]
     hashes: NDArray[np.uint64]  # all chains, one behind the other
     starts: NDArray[np.int64]  # where each begins, and where the last ends; shape (n + 1,)
     answers: NDArray[np.uint64]
@@ -68,7 +74,7 @@ class Trace:
         """Return the requests with these numbers, which are in order."""
         if len(numbers) == len(self):
             return self
-        kept = {name: getattr(self, name)[numbers] for name in ("at", "prompt", "output", "tenant", "session", "model")}
+        kept = {name: getattr(self, name)[numbers] for name in ("at", "prompt", "output", *_NAMED)}
         hashes, starts = _picked(self.hashes, self.starts, numbers)
         answers, answer_starts = _picked(self.answers, self.answer_starts, numbers)
         kept |= {"hashes": hashes, "starts": starts, "answers": answers, "answer_starts": answer_starts}
@@ -83,6 +89,9 @@ class Trace:
         """Return the hashes of the blocks that the answer completes."""
         answer: list[int] = self.answers[self.answer_starts[number] : self.answer_starts[number + 1]].tolist()
         return answer
+
+
+_NAMED: Final = ("tenant", "session", "model", "key", "objective")  # columns of places among names
 
 
 class _Names:
@@ -103,7 +112,7 @@ class _Names:
 def build(name: str, asks: Iterable[Ask], *, block_tokens: int) -> Trace:
     """Make a trace of requests that are in order of arrival; its time begins with the first of them."""
     at, prompt, output = array("d"), array("q"), array("q")
-    names = {"tenant": _Names(), "session": _Names(), "model": _Names()}
+    names = {column: _Names() for column in _NAMED}
     columns = {key: array("i") for key in names}
     hashes, starts = array("Q"), array("q", [0])
     answers, answer_starts = array("Q"), array("q", [0])
@@ -114,6 +123,8 @@ def build(name: str, asks: Iterable[Ask], *, block_tokens: int) -> Trace:
         columns["tenant"].append(names["tenant"].place(ask.tenant))
         columns["session"].append(names["session"].place(ask.session))
         columns["model"].append(names["model"].place(ask.model))
+        columns["key"].append(names["key"].place(ask.key))
+        columns["objective"].append(names["objective"].place(ask.objective))
         hashes.extend(ask.blocks)
         starts.append(len(hashes))
         answers.extend(ask.answer)
@@ -128,9 +139,13 @@ def build(name: str, asks: Iterable[Ask], *, block_tokens: int) -> Trace:
         tenant=np.array(columns["tenant"]),
         session=np.array(columns["session"]),
         model=np.array(columns["model"]),
+        key=np.array(columns["key"]),
+        objective=np.array(columns["objective"]),
         tenants=names["tenant"].all(),
         sessions=names["session"].all(),
         models=names["model"].all(),
+        keys=names["key"].all(),
+        objectives=names["objective"].all(),
         hashes=np.array(hashes),
         starts=np.array(starts),
         answers=np.array(answers),
