@@ -21,9 +21,9 @@ LAST_LINES = 5
 
 
 async def gateway_problem(
-    cluster: Cluster, *, picker_url: str, http: aiohttp.ClientSession, envoy_admin: aiohttp.ClientSession
+    cluster: Cluster, *, url: str, picker_url: str, http: aiohttp.ClientSession, envoy_admin: aiohttp.ClientSession
 ) -> str:
-    """Ask Envoy for an endpoint that a route leads to, and the picker whether it knows the cluster; "" if both do.
+    """Ask Envoy for an endpoint that a route leads to and at `url`, and the picker whether it knows the cluster; "" if all is well.
 
     The picker is asked by itself: without it, Envoy fails open and serves, too, but places by load alone.
     """
@@ -34,6 +34,11 @@ async def gateway_problem(
     targets = [target for item in (await cluster.list(kinds.MODEL_ROUTE)).items for target in _targets(item)]
     if not any(healthy.get(target) for target in targets):
         return "no route leads to an endpoint that is ready"
+    try:
+        async with http.get(f"{url}{dataplane.HEALTH_PATHS[0]}"):
+            pass
+    except (aiohttp.ClientError, TimeoutError):
+        return "Envoy does not listen yet"
     try:
         async with http.get(f"{picker_url}/healthz") as answer:
             return "" if answer.status == 200 else "the picker does not know the cluster yet"  # noqa: PLR2004 - OK

@@ -183,7 +183,11 @@ class Stack:
     async def _problem(self) -> str:
         for one in self.gateways:
             problem = await readiness.gateway_problem(
-                self.cluster, picker_url=one.admin_url, http=self._http, envoy_admin=self._envoy_admins[one.number]
+                self.cluster,
+                url=one.url,
+                picker_url=one.admin_url,
+                http=self._http,
+                envoy_admin=self._envoy_admins[one.number],
             )
             if problem:
                 return problem if len(self.gateways) == 1 else f"gateway {one.number}: {problem}"
