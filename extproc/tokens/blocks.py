@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from extproc.tokens.text import TextBlocks
     from extproc.types import Called, InferenceRequest
 
+_QUICKER: Final = 6  # times as fast is what tiktoken encodes
 _ANSWERED: Final = Prompt("", None, special=False, exact=True)  # what an engine told the ids of
 
 
@@ -48,8 +49,8 @@ class Tokenizers(Protocol):
 class Bounds:
     """How prompts are cut, and how much is done where.
 
-    `inline_bytes`: 4096 take the loop about a millisecond, a thread more than it saves. `pending_bytes`: 2 MiB are about
-    0.7 seconds of one core, the longest that a request waits for the texts of others.
+    `inline_bytes`: 4096 take the loop about a millisecond, a thread more than it saves; six times as much where encoding is
+    quick. `pending_bytes`: 2 MiB are 0.1 to 0.7 seconds of one core, the longest that a request waits for the texts of others.
     """
 
     block_tokens: int = 16
@@ -104,7 +105,8 @@ class TokenBlocks:
             return self._by_text(request, model, fault.reason)
         self.counts.known_bytes += found.size - found.missing
         self.counts.encoded_bytes += found.missing
-        if found.missing > self._bounds.inline_bytes:
+        inline = self._bounds.inline_bytes
+        if found.missing > (inline if tokenizer.encoder.quick is None else inline * _QUICKER):
             return self._aside(request, model, tokenizer, prompt, found)
         made = tokenizer.encoder.encode(found.texts) if found.texts else ()
         ids = tokenizer.around(tokenizer.encoder.joined(found, made), prompt)

@@ -45,8 +45,9 @@ _SHORTENED: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _BEFORE: Final = r"[^\r\n\p{L}\p{N}]?"
-_SPACES: Final = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LAST: Final = r"|\s+(?!\S)|\s+"
+_SPACES: Final = rf"\s*[\r\n]+{_LAST}"
+_GPT2: Final = rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+{_LAST}"
 # How words are split: patterns that leave no character out, and mean the same to both libraries.
 _SPLITS: Final = frozenset(
     {
@@ -146,7 +147,7 @@ def build(text: str, tokenizer: tokenizers.Tokenizer) -> ByteLevel | None:
     letters = _letters()
     encoding = tiktoken.Encoding(
         "byte-level",
-        pat_str=split,
+        pat_str=f"(?:{split.removesuffix(_LAST)}){_LAST}",  # one fast expression, and what looks ahead: a quarter less
         mergeable_ranks={bytes(map(letters.__getitem__, token)): rank for token, rank in ranks.items()},
         special_tokens=numbers,
     )

@@ -4,7 +4,8 @@ A prompt is cut where the tokenizer cuts, too, whatever surrounds the place: bef
 BPE, between a letter and a following " letter" or between a line's end and a letter, which no split pattern in use
 joins. Each piece is encoded by itself and remembered; a known prompt costs look-ups only. Cuts are found from the
 left and each depends on the text up to its neighbourhood alone, so a prompt that goes on has the same pieces. A long
-message that came before is remembered as a whole, too, once all of its pieces were known.
+message that came before is remembered as a whole, too, once all of its pieces were known; from then on it is recognised by
+how it starts, and nothing in it is looked at but by the hash.
 
 Tokenizers that do not split words first (SentencePiece style) are cut at special tokens only. Each way to cut is tried
 when a tokenizer is loaded, on text made to break it, and left out if it changes one id: the answer is always that of
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 _PIECE: Final = 2048  # characters: 20 look-ups for 10k tokens, and at most so much is encoded again with a new turn
 _LONG: Final = 4 * _PIECE  # stretches between special tokens from this length on are worth a look-up of their own
-_SHORT: Final = 256  # pieces between special tokens are at least this long, so that short messages share one
+_OPENING: Final = 64  # bytes by which a long stretch is recognised
+_MOST_OPENINGS, _MOST_LENGTHS = 1024, 4
+_SHORT: Final = 256  # bytes: pieces between special tokens are at least this long, so that short messages share one
 _ENTRY: Final = 220  # bytes of an entry beside its ids: key, array, place in the order
 _MOST_SPECIAL, _FEW_SPECIAL = 32, 8  # special tokens looked for; templates use three to ten
 # Where a text may be cut: behind the first character. Letters of the first are ASCII, those of the second any
@@ -122,6 +125,8 @@ class Encoder:
         self._number = number
         self.faults: list[str] = []  # ways to cut that were found to change ids
         self._specials = self._special_cut(_cutting(document, marks))
+        self._raw_specials = re.compile(self._specials.pattern.encode()) if self._specials is not None else None
+        self._lengths: dict[bytes, tuple[int, ...]] = {}  # of known stretches, by how they start; the newest first
         self._words = self._word_cut() if _splits_words(document) else None
 
     @property
@@ -133,41 +138,43 @@ class Encoder:
 
     def find(self, text: str) -> Found:
         """Look the pieces of `text` up."""
+        raw = text.encode()
+        plain = memoryview(raw)
         found: list[TokenIds | None] = []
         keys: list[bytes] = []
         texts: list[str] = []
         whole: list[tuple[bytes, int, int]] = []
-        missing = size = 0
+        missing = begin = 0
         get, number, words = self._memo.get, self._number, self._words
-        begin = 0
-        plain = memoryview(text.encode()) if text.isascii() else None  # characters are bytes: none is copied
-        for end in self._ends(text):
+        while begin < len(raw):
+            end, ids = self._before(raw, begin)
+            if ids is not None:
+                found.append(ids)
+                begin = end
+                continue
+            end = self._end(raw, begin)
             long = b""
-            if end - begin >= _LONG and end < len(text):
-                piece = plain[begin:end] if plain is not None else text[begin:end].encode()
-                long = xxh3_128_digest(piece, number)
+            if end - begin >= _LONG and end < len(raw):
+                long = xxh3_128_digest(plain[begin:end], number)
                 ids = get(long)
                 if ids is not None:
+                    self._remember(raw, begin, end)
                     found.append(ids)
-                    size += len(piece)
                     begin = end
                     continue
             first, new = len(found), len(keys)
-            cuts = _word_ends(words, text, begin, end) if words is not None and end - begin > _PIECE else (end,)
-            for cut in cuts:
-                piece = plain[begin:cut] if plain is not None else text[begin:cut].encode()
+            for piece in _pieces(words, plain[begin:end]) if words is not None else (plain[begin:end],):
                 key = xxh3_128_digest(piece, number)
                 ids = get(key)
                 found.append(ids)
                 if ids is None:
                     keys.append(key)
-                    texts.append(text[begin:cut])
+                    texts.append(str(piece, "utf-8"))
                     missing += len(piece)
-                size += len(piece)
-                begin = cut
             if long and len(keys) == new:
                 whole.append((long, first, len(found)))
-        return Found(found, keys, texts, missing, size, whole)
+            begin = end
+        return Found(found, keys, texts, missing, len(raw), whole)
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """Encode without special tokens; takes about 0.06 µs a character, or 0.3 µs, and, but for its end, no GIL."""
@@ -206,17 +213,32 @@ class Encoder:
         found = self.find(text)
         return self.joined(found, self.encode(found.texts) if found.texts else ())
 
-    def _ends(self, text: str) -> Iterator[int]:
-        """Yield where stretches between special tokens end, the last at the end of the text."""
-        begin = 0
-        if self._specials is not None:
-            for match in self._specials.finditer(text):
-                at = match.start()
-                if at - begin >= _SHORT:
-                    yield at
-                    begin = at
-        if text:
-            yield len(text)
+    def _end(self, raw: bytes, begin: int) -> int:
+        """Return where the stretch up to a special token ends that starts at `begin`, or the text."""
+        cut = self._raw_specials.search(raw, begin + _SHORT) if self._raw_specials is not None else None
+        return cut.start() if cut is not None else len(raw)
+
+    def _before(self, raw: bytes, begin: int) -> tuple[int, TokenIds | None]:
+        """Return the end and the ids of a long stretch that was known before, without looking for where it ends.
+
+        What starts as it did and has the same bytes up to a special token ends where it ended.
+        """
+        specials = self._raw_specials
+        if specials is not None and len(raw) - begin > _LONG:
+            for length in self._lengths.get(raw[begin : begin + _OPENING], ()):
+                end = begin + length
+                if specials.match(raw, end) is not None:
+                    ids = self._memo.get(xxh3_128_digest(memoryview(raw)[begin:end], self._number))
+                    if ids is not None:
+                        return end, ids
+        return begin, None
+
+    def _remember(self, raw: bytes, begin: int, end: int) -> None:
+        """Note how long a known stretch is."""
+        opening = raw[begin : begin + _OPENING]
+        if opening not in self._lengths and len(self._lengths) >= _MOST_OPENINGS:
+            self._lengths.clear()
+        self._lengths[opening] = (end - begin, *self._lengths.get(opening, ())[: _MOST_LENGTHS - 1])
 
     def _special_cut(self, tokens: list[str]) -> re.Pattern[str] | None:
         if not tokens:
@@ -243,13 +265,20 @@ class Encoder:
         return bool(np.array_equal(whole, np.concatenate(made)))
 
 
-def _word_ends(words: re.Pattern[str], text: str, begin: int, end: int) -> Iterator[int]:
-    """Yield where pieces between `begin` and `end` end, the last at `end`."""
-    search = words.search
-    while (cut := search(text, begin + _PIECE, end)) is not None:
-        begin = cut.start() + 1
-        yield begin
-    yield end
+def _pieces(words: re.Pattern[str], stretch: memoryview) -> Iterator[memoryview]:
+    """Yield the pieces of a stretch of UTF-8 that is cut between words."""
+    if len(stretch) <= _PIECE:
+        yield stretch
+        return
+    text = str(stretch, "utf-8")
+    ascii_only, search = len(text) == len(stretch), words.search
+    begin = at = 0  # characters, bytes
+    while (cut := search(text, begin + _PIECE)) is not None:
+        end = cut.start() + 1
+        size = end - begin if ascii_only else len(text[begin:end].encode())
+        yield stretch[at : at + size]
+        begin, at = end, at + size
+    yield stretch[at:]
 
 
 def _cutting(document: dict[str, Any], marks: str) -> list[str]:
@@ -263,7 +292,11 @@ def _cutting(document: dict[str, Any], marks: str) -> list[str]:
     fit = [one["content"] for one in raw if not one.get("lstrip") and not one.get("single_word")]
     marked = [token for token in fit if token in marks][:_MOST_SPECIAL] or fit[:_FEW_SPECIAL]
     others = [one["content"] for one in added]
-    return [token for token in marked if not any(_overlap(token, other) for other in others if other != token)]
+    return [
+        token
+        for token in marked
+        if not any(_overlap(token, other) for other in others if other != token) and not _overlaps_itself(token)
+    ]
 
 
 def _overlap(token: str, other: str) -> bool:
@@ -272,6 +305,10 @@ def _overlap(token: str, other: str) -> bool:
         return True
     sizes = range(1, min(len(token), len(other)))
     return any(token[:size] == other[-size:] or token[-size:] == other[:size] for size in sizes)
+
+
+def _overlaps_itself(token: str) -> bool:
+    return any(token[:size] == token[-size:] for size in range(1, len(token)))
 
 
 def _splits_words(document: dict[str, Any]) -> bool:

@@ -131,7 +131,9 @@ class ModelTokenizer:
         quick: ByteLevel | None = (
             same.encoder.quick if same is not None else bytelevel.build(files.tokenizer, self.tokenizer)
         )
-        self.encoder: Encoder = Encoder(self.tokenizer, document, memo=memo, number=self.number, marks=marks, quick=quick)
+        self.encoder: Encoder = Encoder(
+            self.tokenizer, document, memo=memo, number=self.number, marks=marks, quick=quick
+        )
         self._head, self._tail = _around(self.tokenizer, settings, self.special_tokens)
         self._no_thinking: str | None = None
         self._openings: dict[tuple[str, ...], str] = {}

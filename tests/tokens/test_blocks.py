@@ -178,7 +178,7 @@ def a_stage(**bounds):
 
 def test_the_director_decides_by_tokens_and_says_so():
     stage = a_stage()
-    content = fresh(20_000, 6)
+    content = fresh(30_000, 6)
 
     decision = told(stage.director.decide(a_chat(content, headers=EXPLAIN)))
 
@@ -190,7 +190,7 @@ def test_the_director_decides_by_tokens_and_says_so():
 
 def test_a_busy_picker_decides_by_text():
     stage = a_stage()
-    story = stage.director.decide(a_chat(fresh(20_000, 7), headers=EXPLAIN))
+    story = stage.director.decide(a_chat(fresh(30_000, 7), headers=EXPLAIN))
     next(story)
 
     with pytest.raises(StopIteration) as end:
@@ -202,7 +202,7 @@ def test_a_busy_picker_decides_by_text():
 
 def test_a_client_that_leaves_takes_its_text_along():
     stage = a_stage()
-    story = stage.director.decide(a_chat(fresh(20_000, 8)))
+    story = stage.director.decide(a_chat(fresh(30_000, 8)))
     next(story)
     assert stage.blocks.counts.pending_bytes > 0
 

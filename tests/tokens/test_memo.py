@@ -135,6 +135,22 @@ def test_a_long_message_that_came_before_is_one_look_up(kind, more):
     assert [len(ids) for ids in encoder.find(text).ids[:1]] == [len(whole(kind, message))]
 
 
+LONG_MESSAGES = [
+    f"<|im_start|>user\n{text}"
+    for text in (BOOK[:9000], BOOK[:12_000], BOOK[:9000] + "<|im_end|" + BOOK[:500], BOOK[:8500] + "漢字", BOOK[:300])
+]
+
+
+@settings(max_examples=20, deadline=None)
+@given(talks=st.lists(st.lists(st.sampled_from(LONG_MESSAGES), max_size=3), min_size=3, max_size=6))
+def test_long_messages_that_start_alike_have_the_ids_of_the_whole(talks):
+    encoder = tiny.a_model("cl100k").encoder
+
+    for talk in (*talks, *talks):
+        text = "".join(f"{message}<|im_end|>\n" for message in talk)
+        assert encoder.ids(text).tolist() == whole("cl100k", text)
+
+
 def test_a_growing_text_without_turns_has_its_last_piece_encoded_again():
     encoder = tiny.a_model().encoder
     encoder.ids(BOOK[:30_000])
