@@ -13,12 +13,13 @@ from dataclasses import dataclass
 class Rate:
     """Requests per second in the long run, and how many may go at once after a rest.
 
-    The defaults let a thousand pods be written in some ten seconds; a server that can do less answers 429, and `Bucket.pause`
+    The defaults leave the pace to the server as long as all goes well: a client has only so many requests on their way, and waits for
+    their answers. They bound what a fault that writes again and again costs. A server that can do less answers 429, and `Bucket.pause`
     follows it.
     """
 
-    per_s: float = 200.0
-    burst: int = 400
+    per_s: float = 500.0
+    burst: int = 1000
 
     def __post_init__(self) -> None:
         if self.per_s <= 0 or self.burst < 1:
