@@ -1,4 +1,8 @@
-"""What users of a ModelInfer are told as it happens: one Event for each role and thing done, however many pods it is about. Pure."""
+"""What users of a ModelInfer are told as it happens: one Event for each role and thing done, however many pods it is about. Pure.
+
+What takes the place of what an update has taken away follows from that, and is not told beside it: two Events for each step of a rollout
+would be twice the writes and no more news. A status that has been written since begins a new tale.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +37,26 @@ def told(manifest: Manifest, wanted: Wanted, steps: Steps, counts: Mapping[str, 
         where = f"{workload.role_id(key.role, key.index)} of {workload.group_name(name, key.group)}"
         what = "the group" if wanted.recovery == "InferGroupRecreate" else where
         yield Emit(manifest, "Recovering", f"{_capital(removal.message)}: {what} is made anew", "Warning")
+    there = {role["name"]: role["replicas"] for role in counts["roles"]}
+    status = manifest.get("status") or {}
+    updating = status.get("currentRevision", "") not in ("", wanted.update.revision)
     for role, keys in _by_role(place.instance for place in steps.create).items():
-        yield Emit(manifest, "RoleCreating", f"Creating {_listed(name, role, keys)}")
-    before = {role["name"]: role for role in (manifest.get("status") or {}).get("roles", ())}
+        if not updating or there.get(role, 0) + len(keys) > _all_of(wanted, role):
+            yield Emit(manifest, "RoleCreating", f"Creating {_listed(name, role, keys)}")
+    before = {role["name"]: role for role in status.get("roles", ())}
     for role in counts["roles"]:
         if _whole(wanted, role) and not _whole(wanted, before.get(role["name"], {})):
             yield Emit(manifest, RUNNING, f"Role {role['name']}: all {role['readyReplicas']} instances are ready")
 
 
+def _all_of(wanted: Wanted, role: str) -> int:
+    shape = wanted.update.role(role)
+    return 0 if shape is None else shape.replicas * wanted.replicas
+
+
 def _whole(wanted: Wanted, role: Mapping[str, Any]) -> bool:
-    shape = wanted.update.role(role.get("name", ""))
-    return shape is not None and role["readyReplicas"] >= max(shape.replicas * wanted.replicas, 1)
+    name = role.get("name", "")
+    return wanted.update.role(name) is not None and role["readyReplicas"] >= max(_all_of(wanted, name), 1)
 
 
 def _by_role(keys: Iterable[InstanceKey]) -> dict[str, list[InstanceKey]]:

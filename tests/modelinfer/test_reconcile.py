@@ -291,6 +291,30 @@ async def test_roles_tell_when_they_are_made_and_when_they_run():
     ]
 
 
+async def test_an_update_tells_what_goes_and_not_what_takes_its_place():
+    village = await made(an_infer(replicas=2))
+    village.events.clear()
+    await village.apply(an_infer(a_role(image="sim:2"), replicas=2))
+    await village.settle()
+
+    assert [(event.reason, event.message) for event in village.events if event.reason != "RoleRunning"] == [
+        ("RoleDeleting", "Deleting for the update: decode-0 of demo-1"),
+        ("RoleDeleting", "Deleting for the update: decode-0 of demo-0"),
+    ]
+
+
+async def test_an_update_tells_what_is_made_besides():
+    village = await made(an_infer())
+    village.events.clear()
+    await village.apply(an_infer(a_role(image="sim:2"), rolloutStrategy=rolling(maxSurge=1, maxUnavailable=0)))
+    await village.settle()
+
+    assert [(event.reason, event.message) for event in village.events if event.reason != "RoleRunning"] == [
+        ("RoleCreating", "Creating decode-0 of demo-1"),
+        ("RoleDeleting", "Deleting for the update: decode-0 of demo-0"),
+    ]
+
+
 async def test_plugins_and_spread_are_part_of_the_pods_and_of_their_revision():
     plugins = [
         {"name": "demo-pod-tweaks", "config": {"runtimeClassName": "nvidia", "env": [{"name": "A", "value": "b"}]}},
