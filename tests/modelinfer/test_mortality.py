@@ -14,6 +14,7 @@ from matrixinfer.api import kinds
 from matrixinfer.cluster.loop import Loop
 from matrixinfer.cluster.memory import MemoryCluster
 from matrixinfer.local.hollow import HollowNode
+from tests.cluster.conformance import eventually
 from tests.modelinfer.guard import Guard
 from tests.modelinfer.village import a_role, an_infer, rolling
 
@@ -92,12 +93,15 @@ async def test_whenever_the_controller_is_killed_the_next_ends_what_it_began(see
             images = {pod["spec"]["containers"][0]["image"] for pod in guard.pods()}
             return images == {last} and len(guard.pods()) == REPLICAS * 3 and guard.available() == REPLICAS
 
+        async def tidy():
+            services = (await cluster.list(kinds.SERVICE)).items
+            return sorted(one["metadata"]["name"] for one in services) == [
+                f"{group}-decode-0-0" for group in sorted(guard.groups())
+            ]
+
         async with running(Loop(cluster, controller()).run()):
             await guard.until(rolled)
-        services = (await cluster.list(kinds.SERVICE)).items
+            await eventually(tidy)
 
     assert guard.broken == []
     assert len(guard.groups()) == REPLICAS
-    assert sorted(one["metadata"]["name"] for one in services) == [
-        f"{group}-decode-0-0" for group in sorted(guard.groups())
-    ]
