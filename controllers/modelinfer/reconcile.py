@@ -216,7 +216,9 @@ def _revision(case: _Case) -> Iterator[Apply]:
     if before is not None:
         wanted["data"] = before.stored["data"] if before.stored else wanted["data"]
     if before is None or differs(wanted, before.stored):
-        yield Apply(kinds.CONTROLLER_REVISION, wanted)
+        yield Apply(
+            kinds.CONTROLLER_REVISION, wanted
+        )  # also if it is new: data that was created is never applied as the same
 
 
 def _status(
@@ -247,7 +249,7 @@ def _pods(case: _Case, taken: Mapping[str, str], gangs: PodGroups) -> Iterator[A
                 gang = case.gang.unused() if group in gangs.alone else case.gang
                 last = place.instance.role == first and place.instance.index == 0
                 wave = waves[0 if place.member else 2 if last else 1]
-                wave.append(Apply(kinds.POD, children.pod(case.manifest, place, revision, gang)))
+                wave.append(Apply(kinds.POD, children.pod(case.manifest, place, revision, gang), new=True))
         for wave in waves:
             yield from _together(wave)
 
@@ -280,7 +282,7 @@ def _services(case: _Case, world: World, taken: Mapping[str, str]) -> Iterator[A
         wanted = children.service(case.manifest, key)
         stands = standing.pop(wanted["metadata"]["name"], None)
         if wanted["metadata"]["name"] not in taken and (stands is None or differs(wanted, stands)):
-            yield Apply(kinds.SERVICE, wanted)
+            yield Apply(kinds.SERVICE, wanted, new=stands is None)
     for one in standing.values():
         if not _unknown(case, one):
             yield from _delete(kinds.SERVICE, one)

@@ -180,8 +180,8 @@ class ApiServer:
     # Writing
 
     async def create(self, kind: Kind, manifest: Manifest) -> Manifest:
-        """Create; `metadata.generateName` is honoured. Raises AlreadyExists, Invalid."""
-        call = _on(kind, manifest, "create")
+        """Create; `metadata.generateName` is honoured. Raises AlreadyExists, Invalid; that, too, for fields that are not known."""
+        call = _on(kind, manifest, "create", query={"fieldValidation": "Strict"})  # as every apply
         return await self._write(replace(call, name="", body=calls.named(kind, manifest)))
 
     async def update(self, kind: Kind, manifest: Manifest) -> Manifest:

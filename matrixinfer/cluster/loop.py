@@ -14,10 +14,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from matrixinfer.api import kinds
 from matrixinfer.cluster.chosen import Chosen
 from matrixinfer.cluster.contests import Contests
-from matrixinfer.cluster.events import Recorder
 from matrixinfer.cluster.plan import Apply, ApplyStatus, Delete, Emit, Plan, Publish, SetStatus, Together
 from matrixinfer.cluster.protocol import (
     AlreadyExists,
@@ -32,6 +30,7 @@ from matrixinfer.cluster.protocol import (
 from matrixinfer.cluster.queue import WorkQueue
 from matrixinfer.cluster.sightings import Sightings, Written
 from matrixinfer.cluster.store import Store
+from matrixinfer.cluster.telling import Teller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -48,7 +47,8 @@ _AT_ONCE: Final = 16  # writes of one plan on their way
 _REST: Final = 4.0  # times what the look at a key took is how long it rests: changes in bulk are looked at together
 _REST_AT_MOST_S: Final = 1.0
 _PATIENCE_S: Final = 1.0  # a status that is soon another waits, and is written that often at most;
-_PATIENCE_BUSY_S: Final = 10.0  # while other keys wait to be looked at
+_PATIENCE_BUSY_S: Final = 30.0  # while other keys wait to be looked at
+_TELLING_S: Final = 3.0  # what Events get to be written in when the loop stops
 
 
 class World:
@@ -142,7 +142,7 @@ class Loop:
         self._workers = workers
         self._clock = clock
         self._draw = draw
-        self._recorder = Recorder(controller.name)
+        self._teller = Teller(cluster, controller.name, clock=clock, may_write=may_write)
         self._may_write = may_write
         self._report = report
         self._queue: WorkQueue[Key] = queue or WorkQueue()
@@ -162,8 +162,9 @@ class Loop:
         """Work until `stop`, then finish what is being worked on; cancelling breaks off at once."""
         async with asyncio.TaskGroup() as group:
             around = [group.create_task(store.run()) for store in self._stores.values()]
-            around.append(group.create_task(self._listen()))
+            around += [group.create_task(self._listen()), group.create_task(self._teller.run())]
             await self._work(group)
+            await self._teller.finish(_TELLING_S)
             for task in around:
                 task.cancel()
 
@@ -337,12 +338,8 @@ class Loop:
         name = self._controller.name
         written = [] if written is None else written
         match action:
-            case Apply(kind, manifest, force=force, manager=manager):
-                changes = kind in self._stores and self._stores[kind].holds(manifest)
-                stands = await self._cluster.apply(kind, manifest, manager=manager or name, force=force)
-                written.append(Written(kind, stands["metadata"]))
-                if changes:
-                    self._contests.applied(action, asyncio.get_running_loop().time())
+            case Apply():
+                written.append(Written(action.kind, await self._apply(action)))
             case ApplyStatus(kind, manifest, force=force):
                 with contextlib.suppress(NotFound):  # deleted meanwhile: there is no status to write
                     stands = await self._cluster.apply_status(kind, manifest, manager=name, force=force)
@@ -356,7 +353,7 @@ class Loop:
                 gone = {"name": action.name, "namespace": action.namespace, "uid": action.uid}
                 written.append(Written(action.kind, gone, deleted=True))
             case Emit():
-                await self._emit(action)
+                self._teller.say(action)
             case Together(actions):
                 await self._perform_together(actions, written)
             case Publish(value):
@@ -378,6 +375,23 @@ class Loop:
             if isinstance(error, BaseException):
                 raise error
 
+    async def _apply(self, action: Apply) -> Manifest:
+        """Write it; return the metadata of what stands then."""
+        kind, manifest = action.kind, action.manifest
+        changes = kind in self._stores and self._stores[kind].holds(manifest)
+        try:
+            if action.new:
+                stands = await self._cluster.create(kind, manifest)
+            else:
+                manager = action.manager or self._controller.name
+                stands = await self._cluster.apply(kind, manifest, manager=manager, force=action.force)
+        except AlreadyExists as error:  # the world is not shown yet as it is
+            raise Conflict(f"{kind.kind} {manifest['metadata']['name']} is to be made, and stands: {error}") from error
+        if changes:
+            self._contests.applied(action, asyncio.get_running_loop().time())
+        meta: Manifest = stands["metadata"]
+        return meta
+
     async def _delete(self, action: Delete) -> None:
         with contextlib.suppress(NotFound):
             await self._cluster.delete(
@@ -388,24 +402,3 @@ class Loop:
                 propagation=action.propagation,
                 grace_period_s=action.grace_period_s,
             )
-
-    async def _emit(self, emit: Emit) -> None:
-        """Create the Event, or count one more of it. What is only said may fail: it is logged."""
-        event = self._recorder.record(emit, self._clock())
-        if event is None:
-            return
-        try:
-            if "series" in event:
-                await self._cluster.apply(kinds.EVENT, event, manager=self._controller.name, force=True)
-            else:
-                await self._first(event)
-        except ClusterError as error:
-            log.warning("%s: an event could not be written: %s: %s", self._controller.name, error, emit.message)
-
-    async def _first(self, event: Manifest) -> None:
-        try:
-            await self._cluster.create(kinds.EVENT, event)
-        except AlreadyExists:  # an earlier process has said the same
-            stands = await self._cluster.get(kinds.EVENT, event["metadata"]["name"], event["metadata"]["namespace"])
-            again = self._recorder.resume(stands, self._clock())
-            await self._cluster.apply(kinds.EVENT, again, manager=self._controller.name, force=True)

@@ -17,6 +17,7 @@ class Apply:
     manifest: Manifest
     force: bool = True  # a controller is the authority on what it applies
     manager: str = ""  # "": the loop's; another one owns what it names apart from what the loop's has applied
+    new: bool = False  # nothing of this name stands: to create it costs the server half; Conflict if something does
     own: bool = False  # it is this process's own, and written whether it leads or not: a Lease
 
 

@@ -215,6 +215,25 @@ async def test_deletions_statuses_and_events_are_performed(cluster):
     assert event["series"]["count"] >= 2
 
 
+async def test_what_is_new_and_stands_already_is_looked_at_again_and_left_as_it_is(cluster):
+    await cluster.create(GADGET, a_gadget_named("w") | {"spec": {"size": 7}})
+    looked = []
+
+    def reconcile(key: Key, world, now: float) -> Plan:
+        looked.append(key)
+        return Plan((Apply(GADGET, a_gadget_named("w"), new=True),) if len(looked) < 3 else ())
+
+    async with running(cluster, reconcile) as loop:
+        await cluster.create(WIDGET, a_widget("default"))
+
+        async def again() -> bool:
+            return len(looked) >= 3 and not loop.waiting
+
+        await eventually(again)
+
+    assert (await cluster.get(GADGET, "w", "default"))["spec"] == {"size": 7}
+
+
 async def test_one_key_is_never_worked_on_twice_at_a_time(cluster):
     working: set[str] = set()
     overlaps = []
