@@ -8,6 +8,7 @@ as in the engines, so that picker and engine never disagree.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -32,6 +33,8 @@ _EMPTY_LIST: Final = re.compile(rb"\[\s*\]")
 _DATA_URL: Final = re.compile(rb";base64,[A-Za-z0-9+/=\\]+")
 _MARK: Final = b";base64,"
 _PAIR: Final = int.from_bytes(_MARK[:2], "little")
+_FEW: Final = 32  # semicolons
+_SPARSE: Final = 16  # one byte in so many, at most, is looked at by itself
 _LONG: Final = 16_384  # bytes; shorter texts are searched as fast as arrays are made
 
 
@@ -139,7 +142,16 @@ def estimate(text: bytes, wide: int) -> int:
 
 
 def _marked(text: bytes) -> bool:
-    """Tell whether there is an image in `text`. A long one is looked at in pairs of bytes first, in half the time."""
+    """Tell whether there is an image in `text`.
+
+    Looks at single semicolons first, which prose has few of and which are found ten times as fast as words; then a long
+    text is looked at in pairs of bytes, in half the time.
+    """
+    at = -1
+    for _ in range(_FEW):
+        at = text.find(_MARK[:1], at + 1)
+        if at < 0 or text.startswith(_MARK, at):
+            return at >= 0
     if len(text) > _LONG:
         pairs = (np.frombuffer(text, "<u2", (len(text) - at) // 2, at) for at in (0, 1))
         if not any((each == _PAIR).any() for each in pairs):
@@ -190,9 +202,26 @@ def _wide(raw: bytes) -> int:
     if raw.startswith(_BOM):
         raise errors.BadRequest("the body starts with a byte order mark: send plain UTF-8")
     try:
-        return len(raw) - len(raw.decode())
+        return _wide_in_places(raw) if len(raw) > _LONG else len(raw) - len(raw.decode())
     except UnicodeDecodeError as error:
         raise errors.BadRequest(f"the body is not UTF-8 (byte {error.start})") from None
+
+
+def _wide_in_places(raw: bytes) -> int:
+    """Return the same for a long body, most of which is ASCII mostly. Raises UnicodeDecodeError.
+
+    Only bytes beyond ASCII are decoded: they are characters of the body if those that go on with one follow each other.
+    """
+    codes = np.frombuffer(raw, np.uint8)
+    places = np.flatnonzero(codes > 0x7F)  # noqa: PLR2004 - the last of ASCII
+    if len(places) > len(raw) // _SPARSE:
+        return len(raw) - len(raw.decode())
+    beyond = codes[places]
+    going_on = np.flatnonzero(beyond < 0xC0)  # noqa: PLR2004 - from here on a byte begins a character
+    if not len(going_on) or (going_on[0] and (places[going_on] - places[going_on - 1] == 1).all()):
+        with suppress(UnicodeDecodeError):
+            return len(beyond) - len(beyond.tobytes().decode())
+    return len(raw) - len(raw.decode())
 
 
 def _wrong_type(text: str) -> errors.BadRequest:

@@ -257,3 +257,36 @@ def test_any_object_gives_a_request_or_a_rejection(body, ascii_only):
         answer = the_answer(a_request(raw, path))
 
         assert isinstance(answer, InferenceRequest) or 400 <= answer.status < 500
+
+
+@given(
+    places=st.lists(st.tuples(st.integers(0, 20_000), st.sampled_from("é߿漢ࠀ🙂\U0010ffff")), max_size=8),
+    cut=st.integers(0, 3),
+    odd=st.none() | st.tuples(st.integers(0, 20_000), st.binary(min_size=1, max_size=3)),
+)
+def test_a_long_body_is_counted_in_characters_or_refused_as_a_short_one_is(places, cut, odd):
+    text = bytearray(b"x" * 20_000)
+    for at, character in places:
+        text[at : at + 1] = character.encode()
+    if odd is not None:
+        text[odd[0] : odd[0]] = odd[1]
+    raw = bytes(text[: len(text) - cut])
+    raw = b'{"model":"demo","messages":[{"content":"' + raw.replace(b'"', b"'").replace(b"\\", b"/") + b'"}]}'
+    try:
+        characters = len(raw.decode())
+    except UnicodeDecodeError as error:
+        with pytest.raises(errors.BadRequest, match=f"UTF-8 \\(byte {error.start}\\)"):
+            parse.parse(a_request(raw))
+        return
+
+    if raw.isascii():
+        return
+    assert parse._wide(raw) == len(raw) - characters
+
+
+@pytest.mark.parametrize("semicolons", [0, 5, 31, 32, 100])
+@pytest.mark.parametrize("size", [100, 40_000])
+def test_an_image_is_seen_behind_any_number_of_semicolons(semicolons, size):
+    text = b"; " * semicolons + b"word " * (size // 5)
+
+    assert parse.estimate(text + b";base64,AAAA", 0) == parse.estimate(text, 0)
