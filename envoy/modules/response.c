@@ -65,41 +65,72 @@ static const char *find(const char *from, const char *end, text word) {
 
 /* ---- JSON, as far as it takes */
 
-/* The number at `key` (with its quotes) in the object; UNKNOWN if there is none. */
-static int64_t number(const char *from, const char *end, text key) {
-  for (const char *at = from; (at = find(at, end, key)) != NULL;) {
-    at = spaces(at + key.length, end);
-    if (at == end || *at != ':') continue;
-    at = spaces(at + 1, end);
-    if (at == end || *at < '0' || *at > '9') continue;
-    int64_t value = 0;
-    for (; at < end && *at >= '0' && *at <= '9' && value < (int64_t)1 << 53; at++) value = value * 10 + (*at - '0');
-    return value;
-  }
-  return UNKNOWN;
-}
-
 static void keep(int64_t *value, int64_t seen) {
   if (seen != UNKNOWN) *value = seen;
 }
 
 static int64_t counted(int64_t value) { return value == UNKNOWN ? 0 : value; }
 
+/* What a usage object may say; the first occurrence counts. */
+enum { PROMPT, COMPLETION, CACHED, INPUT, OUTPUT, CACHE_READ, CACHE_WRITTEN, NUMBERS };
+static const text NUMBER[NUMBERS] = {
+    TEXT("prompt_tokens"), TEXT("completion_tokens"),       TEXT("cached_tokens"),              TEXT("input_tokens"),
+    TEXT("output_tokens"), TEXT("cache_read_input_tokens"), TEXT("cache_creation_input_tokens"),
+};
+
+/* Takes the number at `at` for the key that ends before it, if it is one of ours and has none yet. */
+static const char *number(const char *at, const char *end, text key, int64_t *found) {
+  if (at == end || *at < '0' || *at > '9') return at;
+  int64_t value = 0;
+  for (; at < end && *at >= '0' && *at <= '9' && value < (int64_t)1 << 53; at++) value = value * 10 + (*at - '0');
+  for (int n = 0; n < NUMBERS; n++)
+    if (same(key, NUMBER[n]) && found[n] == UNKNOWN) found[n] = value;
+  return at;
+}
+
+/* The quote that ends the string which begins at `from`; NULL if it is cut. */
+static const char *string_end(const char *from, const char *end) {
+  for (const char *at = from; (at = memchr(at, '"', (size_t)(end - at))) != NULL; at++) {
+    const char *slash = at;
+    while (slash > from && slash[-1] == '\\') slash--;
+    if ((at - slash) % 2 == 0) return at;
+  }
+  return NULL;
+}
+
+/* Reads the object that begins at `from`, its own objects included; returns what follows, NULL if it is cut. */
+static const char *numbers(const char *from, const char *end, int64_t *found) {
+  int depth = 0;
+  for (int n = 0; n < NUMBERS; n++) found[n] = UNKNOWN;
+  for (const char *at = from; at < end;) {
+    if (*at == '"') {
+      text key = {at + 1, 0};
+      if ((at = string_end(key.ptr, end)) == NULL) return NULL;
+      key.length = (size_t)(at - key.ptr);
+      at = spaces(at + 1, end);
+      if (at < end && *at == ':') at = number(spaces(at + 1, end), end, key, found);
+      continue;
+    }
+    if (*at == '{' || *at == '[') depth++;
+    else if ((*at == '}' || *at == ']') && --depth == 0) return at + 1;
+    at++;
+  }
+  return NULL;
+}
+
 /* Normalises one usage object. Chat and completions count cached tokens into the prompt; so does Responses; Anthropic
  * counts what was read from and written to the cache apart from the input. */
-static void record(response *self, const char *from, const char *end) {
-  int64_t prompt = number(from, end, TEXT("\"prompt_tokens\""));
-  keep(&self->completion, number(from, end, TEXT("\"completion_tokens\"")));
-  if (prompt == UNKNOWN) {
-    int64_t read = number(from, end, TEXT("\"cache_read_input_tokens\""));
-    int64_t written = number(from, end, TEXT("\"cache_creation_input_tokens\""));
-    prompt = number(from, end, TEXT("\"input_tokens\""));
-    if (prompt != UNKNOWN) prompt += counted(read) + counted(written);
-    keep(&self->completion, number(from, end, TEXT("\"output_tokens\"")));
-    keep(&self->cached, read);
+static void record(response *self, const int64_t *found) {
+  keep(&self->completion, found[COMPLETION]);
+  if (found[PROMPT] != UNKNOWN) {
+    keep(&self->prompt, found[PROMPT]);
+  } else {
+    if (found[INPUT] != UNKNOWN)
+      keep(&self->prompt, found[INPUT] + counted(found[CACHE_READ]) + counted(found[CACHE_WRITTEN]));
+    keep(&self->completion, found[OUTPUT]);
+    keep(&self->cached, found[CACHE_READ]);
   }
-  keep(&self->prompt, prompt);
-  keep(&self->cached, number(from, end, TEXT("\"cached_tokens\"")));
+  keep(&self->cached, found[CACHED]);
 }
 
 static void read_model(response *self, const char *from, const char *end) {
@@ -119,22 +150,32 @@ static void read_model(response *self, const char *from, const char *end) {
 }
 
 typedef struct {
-  const char *key, *from, *end; /* the key, its object; from is NULL if there is none, end NULL if it is cut */
+  const char *key, *end; /* the key, NULL if there is none, and what follows its object, NULL if that is cut */
+  int64_t found[NUMBERS];
 } usage;
 
 static const text USAGE = {"\"usage\"", 7};
 
-static usage next_usage(const char *from, const char *end) {
-  for (const char *at = from; (at = find(at, end, USAGE)) != NULL;) {
-    const char *key = at;
-    at = spaces(at + USAGE.length, end);
-    if (at == end) return (usage){key, at, NULL};
+/* The key, quotes included. Looked for by its rarest letter: most chunks are looked at for nothing else. */
+static const char *usage_key(const char *from, const char *end) {
+  enum { G = 4 };
+  for (const char *at = from; (at = memchr(at, 'g', (size_t)(end - at))) != NULL; at++)
+    if (at - from >= G && end - at >= (ptrdiff_t)USAGE.length - G && memcmp(at - G, USAGE.ptr, USAGE.length) == 0) return at - G;
+  return NULL;
+}
+
+static void next_usage(const char *from, const char *end, usage *next) {
+  for (const char *at = from; (next->key = usage_key(at, end)) != NULL;) {
+    at = spaces(next->key + USAGE.length, end);
+    next->end = NULL;
+    if (at == end) return;
     if (*at != ':') continue;
     at = spaces(at + 1, end);
-    if (at == end) return (usage){key, at, NULL};
-    if (*at == '{') return (usage){key, at, value_end(at, end)};
+    if (at == end) return;
+    if (*at != '{') continue;
+    next->end = numbers(at, end, next->found);
+    return;
   }
-  return (usage){NULL, NULL, NULL};
 }
 
 /* ---- an answer that is passed on as it is */
@@ -143,9 +184,11 @@ static usage next_usage(const char *from, const char *end) {
 static const char *observe(response *self, const char *from, const char *end) {
   const char *start = from;
   if (self->model_length == 0) read_model(self, from, end);
-  for (usage at; (at = next_usage(from, end)).key != NULL; from = at.end) {
+  usage at;
+  for (next_usage(from, end, &at); at.key != NULL; next_usage(from, end, &at)) {
     if (at.end == NULL) return end - at.key < LONGEST_USAGE ? at.key : end;
-    record(self, at.from, at.end);
+    record(self, at.found);
+    from = at.end;
   }
   if (start < end && end[-1] == '\n') return end; /* an event ended: no word is cut */
   size_t word = self->model_length == 0 ? LONGEST_MODEL + 16 : USAGE.length - 1;
@@ -171,26 +214,30 @@ static const char *event_end(const char *from, const char *end) {
   return end;
 }
 
+/* Whether the list at the key "choices" is empty. */
 static bool no_choices(const char *from, const char *end) {
-  const char *at = find(from, end, TEXT("\"choices\""));
-  if (at == NULL) return false;
-  at = spaces(at + 9, end);
-  if (at == end || *at != ':') return false;
-  at = spaces(at + 1, end);
-  if (at == end || *at != '[') return false;
-  at = spaces(at + 1, end);
-  return at < end && *at == ']';
+  static const text key = {"\"choices\"", 9};
+  for (const char *at = from; (at = memchr(at, '[', (size_t)(end - at))) != NULL; at++) {
+    const char *before = at;
+    while (before > from && strchr(": \t\r\n", before[-1]) != NULL && before[-1]) before--;
+    if (before == at || before - from < (ptrdiff_t)key.length || memcmp(before - key.length, key.ptr, key.length) != 0) continue;
+    at = spaces(at + 1, end);
+    return at < end && *at == ']';
+  }
+  return false;
 }
 
 typedef struct {
   const char *from, *end; /* what is to be left out of an event; all of it if nothing remains that was asked for */
 } gap;
 
-/* Records the usage of one event and says what of it to leave out; nothing (from == end) if it stays as it is. */
-static gap hidden(response *self, const char *from, const char *end) {
-  usage at = next_usage(from, end);
-  if (at.end == NULL) return (gap){end, end};
-  record(self, at.from, at.end);
+/* Records the usage of one event, whose key is at `key` at the earliest, and says what of it to leave out; nothing
+ * (from == end) if it stays as it is. */
+static gap hidden(response *self, const char *from, const char *key, const char *end) {
+  usage at;
+  next_usage(key, end, &at);
+  if (at.key == NULL || at.end == NULL) return (gap){end, end};
+  record(self, at.found);
   if (no_choices(from, end)) return self->mode == HIDE_ALL ? (gap){from, end} : (gap){end, end};
   const char *before = at.key, *after = at.end;
   while (before > from && (before[-1] == ' ' || before[-1] == '\t')) before--;
@@ -205,7 +252,7 @@ static gap hidden(response *self, const char *from, const char *end) {
 
 /* Adds one event to the output, without its usage. */
 static bool hide(response *self, const char *from, const char *end) {
-  gap out = hidden(self, from, end);
+  gap out = hidden(self, from, from, end);
   return add(&self->out, from, (size_t)(out.from - from)) && add(&self->out, out.end, (size_t)(end - out.end));
 }
 
@@ -221,9 +268,10 @@ static void rewrite(void *envoy, response *self, const char *from, const char *e
   const char *stop = last ? end : last_event(from, end);
   if (self->model_length == 0) read_model(self, from, stop);
   if (!carried && stop == end) {
-    if (find(from, end, USAGE) == NULL) return; /* the chunk goes on as it is */
+    const char *key = usage_key(from, end);
+    if (key == NULL) return; /* the chunk goes on as it is */
     if (event_end(from, end) == end) { /* the usual case, one event: what stands before the gap is moved over it */
-      gap out = hidden(self, from, end);
+      gap out = hidden(self, from, key, end);
       if (out.from != out.end) {
         memmove((char *)from + (out.end - out.from), from, (size_t)(out.from - from)); /* the ABI's slices are writable */
         envoy_dynamic_module_callback_http_drain_body(envoy, RECEIVED_RESPONSE_BODY, (size_t)(out.end - out.from));
