@@ -119,14 +119,18 @@ def but(word: str) -> str:
 def filters(gateway: ir.Gateway) -> list[HttpFilter]:
     """Write the chain; on an answer it runs from the last to the first."""
     return [
-        _filter("matrixinfer.response", _ours("response") if gateway.module else _lua(RESPONSE_LUA)),
         # What a request has to pass before the picker hears of it, if there are policies.
         *access.before(),
         *(access.switched(access.EARLY + name, message) for name, message in _model(gateway)),
         access.after(),
         access.listing(_lua(LISTING_LUA)),
-        _filter(EXT_PROC, _ask_the_picker(gateway.picker)),
-        *(_filter(name, message) for name, message in (_model(gateway) if gateway.picker.fail_open else ())),
+        _filter("matrixinfer.response", _ours("response") if gateway.module else _lua(RESPONSE_LUA)),
+        _filter(EXT_PROC, _ask_the_picker(gateway.picker, along=gateway.module)),
+        # The module's takes in what the picker answered, too.
+        *(
+            _filter(name, message)
+            for name, message in (_model(gateway) if gateway.picker.fail_open or gateway.module else ())
+        ),
         *providers.answers(gateway.picker),
         _filter("envoy.filters.http.router", Router(suppress_envoy_headers=True)),
     ]
@@ -165,7 +169,8 @@ def _filter(name: str, message: Message) -> HttpFilter:
     return HttpFilter(name=name, typed_config=packed(message))
 
 
-def _ask_the_picker(picker: ir.Picker) -> ExternalProcessor:
+def _ask_the_picker(picker: ir.Picker, *, along: bool) -> ExternalProcessor:
+    """`along`: a filter before this one puts the body into metadata, and the picker takes it from there."""
     return ExternalProcessor(
         grpc_service=picker_service(),
         failure_mode_allow=picker.fail_open,
@@ -181,7 +186,10 @@ def _ask_the_picker(picker: ir.Picker) -> ExternalProcessor:
             response_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
         ),
         metadata_options=MetadataOptions(
-            forwarding_namespaces=MetadataOptionsMetadataNamespaces(untyped=[dataplane.ACCESS_METADATA]),
+            forwarding_namespaces=MetadataOptionsMetadataNamespaces(
+                untyped=[dataplane.ACCESS_METADATA, *([dataplane.METADATA] if along else ())],
+                typed=[dataplane.BODY_METADATA] if along else [],
+            ),
             receiving_namespaces=MetadataOptionsMetadataNamespaces(
                 untyped=[dataplane.ENDPOINT_METADATA, dataplane.METADATA, dataplane.NAMES_METADATA]
             ),

@@ -11,12 +11,16 @@ typedef struct {
   kind kind;
   bool undecided;  /* of a `model` filter: the picker was silent, and the body is wanted */
   rename_plan *plan; /* of a `rename` filter: NULL if there is nothing to do */
-  response *answer; /* of a `response` filter */
+  along along;      /* of a `response` filter, as is what follows */
+  response *answer;
 } filter;
 
 static const kind KINDS[] = {RESPONSE, MODEL, RENAME}; /* a configuration is no more than its kind */
 
-const char *envoy_dynamic_module_on_program_init(void) { return "v0.2.0"; }
+const char *envoy_dynamic_module_on_program_init(void) {
+  along_begin();
+  return "v0.2.0";
+}
 
 /* NULL means a bad configuration. */
 const void *envoy_dynamic_module_on_http_filter_config_new(void *envoy, text name, text config) {
@@ -53,26 +57,30 @@ const void *envoy_dynamic_module_on_http_filter_new(const kind *config, void *en
 int envoy_dynamic_module_on_http_filter_request_headers(void *envoy, filter *self, bool end) {
   if (self->kind == RESPONSE) {
     response_request(envoy, self->answer);
-    return CONTINUE;
+    self->along.wanted = !end && along_wanted(envoy);
+    return self->along.wanted ? WAIT : CONTINUE;
   }
   if (self->kind == RENAME) {
     self->plan = rename_planned(envoy);
     return self->plan != NULL && !end ? WAIT : CONTINUE;
   }
+  along_answered(envoy);
   self->undecided = !end && model_wanted(envoy);
   return self->undecided ? WAIT : CONTINUE;
 }
 
 int envoy_dynamic_module_on_http_filter_request_body(void *envoy, filter *self, bool end) {
-  if (!self->undecided && self->plan == NULL) return CONTINUE;
+  if (!self->along.wanted && !self->undecided && self->plan == NULL) return CONTINUE;
   if (!end) return WAIT;
-  if (self->plan != NULL) rename_body(envoy, self->plan);
+  if (self->along.wanted) along_tell(envoy, &self->along);
+  else if (self->plan != NULL) rename_body(envoy, self->plan);
   else model_read(envoy);
   return CONTINUE;
 }
 
 int envoy_dynamic_module_on_http_filter_request_trailers(void *envoy, filter *self) {
-  if (self->plan != NULL) rename_body(envoy, self->plan);
+  if (self->along.wanted) along_tell(envoy, &self->along);
+  else if (self->plan != NULL) rename_body(envoy, self->plan);
   else if (self->undecided) model_read(envoy);
   return CONTINUE;
 }
@@ -80,7 +88,9 @@ int envoy_dynamic_module_on_http_filter_request_trailers(void *envoy, filter *se
 /* ---- the answer */
 
 int envoy_dynamic_module_on_http_filter_response_headers(void *envoy, filter *self, bool end) {
-  if (self->answer != NULL) response_headers(envoy, self->answer, end);
+  if (self->answer == NULL) return CONTINUE;
+  response_headers(envoy, self->answer, end);
+  along_over(envoy, &self->along);
   return CONTINUE;
 }
 
@@ -103,7 +113,9 @@ int envoy_dynamic_module_on_http_filter_local_reply(void *envoy, filter *self, u
 }
 
 void envoy_dynamic_module_on_http_filter_stream_complete(void *envoy, filter *self) {
-  if (self->answer != NULL) response_complete(envoy, self->answer);
+  if (self->answer == NULL) return;
+  response_complete(envoy, self->answer);
+  along_over(envoy, &self->along);
 }
 
 /* Events that Envoy wants a symbol for and that this module has no use for; their arguments are never looked at. */

@@ -1,8 +1,9 @@
 /* What the filters of the module stand on: the part of Envoy's dynamic module ABI (v0.2.0) that they use, and text.
  *
- * module.c has the events that Envoy calls, and gives them to the filter that the configuration names: `response`
- * (response.c) watches answers, `model` (model.c) reads the model of requests that the picker did not decide, `rename`
- * (rename.c) puts the name into the body of a try by which its endpoint knows the model.
+ * module.c has the events that Envoy calls, and gives them to the filter that the configuration names: `response` hands the
+ * picker the body along with the headers (along.c) and watches the answer (response.c), `model` stands behind the picker and
+ * reads the model of requests that it did not decide (model.c), `rename` (rename.c) puts the name into the body of a try by
+ * which its endpoint knows the model.
  */
 #ifndef MATRIXINFER_MODULE_H
 #define MATRIXINFER_MODULE_H
@@ -36,6 +37,7 @@ void envoy_dynamic_module_callback_http_clear_route_cache(void *envoy);
 bool envoy_dynamic_module_callback_http_get_metadata_string(void *envoy, int source, text space, text key, text *value);
 void envoy_dynamic_module_callback_http_set_dynamic_metadata_number(void *envoy, text space, text key, double value);
 void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *envoy, text space, text key, text value);
+bool envoy_dynamic_module_callback_http_set_dynamic_typed_metadata(void *envoy, text space, text any);
 size_t envoy_dynamic_module_callback_http_get_body_chunks_size(void *envoy, int body);
 bool envoy_dynamic_module_callback_http_get_body_chunks(void *envoy, int body, text *chunks);
 bool envoy_dynamic_module_callback_http_drain_body(void *envoy, int body, size_t bytes);
@@ -94,6 +96,16 @@ void response_body(void *envoy, response *self, bool end);
 void response_over(response *self);
 void response_broken(void *envoy, response *self, text details);
 void response_complete(void *envoy, response *self);
+
+/* ---- along.c */
+typedef struct {
+  bool wanted, told;
+} along;
+void along_begin(void);
+bool along_wanted(void *envoy); /* whether to wait for the body */
+void along_tell(void *envoy, along *self);
+void along_over(void *envoy, along *self);
+void along_answered(void *envoy);
 
 /* ---- model.c */
 bool model_wanted(void *envoy);

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
+from google.protobuf.wrappers_pb2 import BytesValue
 
 from extproc.protocol import messages
 from extproc.protocol.wire import field, varint
@@ -136,7 +137,20 @@ def _request_headers(request: Any) -> messages.RequestHeaders:
     headers, end, config = _headers(head.headers.headers), head.end_of_stream, _config(request)
     if not request.HasField("metadata_context"):
         return messages.RequestHeaders(headers, end, config)
-    return messages.RequestHeaders(headers, end, config, _subset(request), _caller(request))
+    return messages.RequestHeaders(headers, end, config, _subset(request), _caller(request), *_along(request))
+
+
+def _along(request: Any) -> tuple[bytes | None, str]:
+    """Return the body that came along with the headers, and the name of the request."""
+    metadata = request.metadata_context
+    if dataplane.BODY_METADATA not in metadata.typed_filter_metadata:
+        return None, ""
+    try:
+        body = BytesValue.FromString(metadata.typed_filter_metadata[dataplane.BODY_METADATA].value).value
+    except DecodeError as error:
+        raise Malformed("metadata that is no body") from error
+    ours = metadata.filter_metadata
+    return body, ours[dataplane.METADATA].fields[dataplane.OFFERED].string_value if dataplane.METADATA in ours else ""
 
 
 def _response_headers(request: Any) -> messages.ResponseHeaders:
@@ -181,6 +195,7 @@ _REQUEST_HEADERS, _REQUEST_BODY, _RESPONSE_BODY, _METADATA = b"\x0a", b"\x1a", b
 _RESPONSE = b"\x0a"  # HeadersResponse, BodyResponse
 _HEADER_MUTATION, _BODY_MUTATION = b"\x12", b"\x1a"  # CommonResponse
 _CLEAR_ROUTE_CACHE = b"\x28\x01"  # the same, a bool
+_COMPLETE = b"\x08\x01"  # the same, its status: CONTINUE_AND_REPLACE, after which Envoy sends nothing more
 _WHOLE_BODY, _STREAMED_BODY = b"\x0a", b"\x1a"  # BodyMutation
 _CHUNK = b"\x0a"  # StreamedBodyResponse
 _CHUNK_END = b"\x10\x01"  # the same, a bool
@@ -193,6 +208,7 @@ def _head(name: str) -> bytes:
 
 
 _ENDPOINT, _TARGET, _LENGTH = _head(dataplane.ENDPOINT), _head(dataplane.TARGET), _head("content-length")
+_OUR_LENGTH = _head(dataplane.LENGTH)
 _NAMES = _head(dataplane.NAMES_METADATA)
 _LB, _OURS = _head(dataplane.ENDPOINT_METADATA), _head(dataplane.METADATA)
 _TICKET, _USAGE, _EXPLANATION = _head(dataplane.TICKET), _head(dataplane.USAGE_CHUNKS), _head(dataplane.EXPLANATION)
@@ -225,16 +241,18 @@ def admitted(ticket: str) -> bytes:
     return CONTINUE_REQUEST_HEADERS + field(_METADATA, _struct_entry(_OURS, ours))
 
 
-def decided(
+def decided(  # noqa: PLR0913 - what an answer may say, each by its name
     decision: Decision,
     *,
     at_headers: bool,
     length: int | None = None,
     body: bytes | None = None,
     reroute: bool = True,
+    complete: bool = False,
 ) -> bytes:
     """Return the answer that places a request: to its headers, or to its body.
 
+    `complete`: the body came along with the headers, so that there is nothing more to be sent, or to be waited for.
     `length` becomes content-length; a `body` that replaces a buffered one needs it, or Envoy refuses the answer. With
     `reroute` the gateway looks for the route again; asked after it has sent the headers on, Envoy reports a bug.
     """
@@ -242,7 +260,7 @@ def decided(
     for name, value in decision.headers:
         mutation += _set_header(_head(name), value.encode())
     if length is not None:
-        mutation += _set_header(_LENGTH, b"%d" % length)
+        mutation += _set_header(_OUR_LENGTH if complete else _LENGTH, b"%d" % length)
     ours = _string_entry(_TICKET, decision.ticket.encode())
     if decision.usage.value:
         ours += _string_entry(_USAGE, decision.usage.value.encode())
@@ -259,6 +277,8 @@ def decided(
         )
     metadata = field(_METADATA, others + _struct_entry(_OURS, ours))
     common = field(_HEADER_MUTATION, mutation) + (_CLEAR_ROUTE_CACHE if reroute else b"")
+    if complete:
+        common += _COMPLETE
     outer = _REQUEST_HEADERS if at_headers else _REQUEST_BODY
     if body is None:
         return field(outer, field(_RESPONSE, common)) + metadata

@@ -47,6 +47,8 @@ class RequestHeaders(NamedTuple):
     config: ProtocolConfig | None = None  # None: a gateway that does not say
     subset: tuple[str, ...] | None = None
     caller: Caller | None = None  # None: nobody was asked
+    body: bytes | None = None  # all of it, where it comes along
+    ticket: str = ""  # the request's name, where it came with the body
 
 
 class RequestBody(NamedTuple):

@@ -8,7 +8,8 @@ What the gateway's body mode allows:
 - FULL_DUPLEX_STREAMED: nothing is answered until the body is there; then headers, the body in pieces, trailers.
 - STREAMED: as above where the gateway sends the body early; else its headers are routed before there is a body, and
   the answer at the body's end is worth what the gateway makes of the metadata in it.
-- NONE, and requests without a body: the answer comes with the headers.
+- NONE, and requests without a body: the answer comes with the headers. So it does where our own gateway has put the body
+  beside them, with a name for the request, whatever the mode.
 
 A gateway that does not say is taken for FULL_DUPLEX_STREAMED, which the endpoint-picker protocol demands. After the
 answer the stream ends, and the response flows without us, unless the session `follows` it to tell the asker who
@@ -93,6 +94,7 @@ class Session:
     """One exchange. `step` takes what happened and returns what is to be done, in order."""
 
     __slots__ = (
+        "_along",
         "_caller",
         "_chunks",
         "_config",
@@ -122,6 +124,7 @@ class Session:
         self._config: messages.ProtocolConfig | None = None
         self._mode: int = BodyMode.NONE
         self._chunks: list[bytes] = []
+        self._along = False  # the body came with the headers
         self.held_bytes = 0  # of the request's body
         self._trailers = False  # the request ended with trailers that want an answer
         self._ticket = ""
@@ -147,6 +150,8 @@ class Session:
     def _request_headers(self, event: messages.RequestHeaders) -> Effects:
         self._headers, self._subset, self._config = event.headers, event.subset, event.config
         self._caller = event.caller
+        if event.body is not None:
+            return self._whole(event.body, event.ticket)
         mode = BodyMode.FULL_DUPLEX_STREAMED if event.config is None else event.config.request_body_mode
         if event.end or mode == BodyMode.NONE:
             self._mode = BodyMode.NONE
@@ -162,6 +167,15 @@ class Session:
         return self._finish(
             UNIMPLEMENTED, f"request_body_mode {mode} is not supported: use BUFFERED or FULL_DUPLEX_STREAMED"
         )
+
+    def _whole(self, body: bytes, ticket: str) -> Effects:
+        self._along = True
+        self._offered = ticket or self._offered
+        self.held_bytes = len(body)
+        if self.held_bytes > self._limit:
+            return self._refuse_size(f"the body is over the limit of {self._limit} bytes")
+        self._chunks.append(body)
+        return self._ask()
 
     @property
     def _early(self) -> bool:
@@ -210,7 +224,10 @@ class Session:
         elif mode == BodyMode.STREAMED:
             answer = self._decided_streamed(decision)
         else:
-            answer = (Send(codec.decided(decision, at_headers=True)),)
+            body = decision.body if self._along else None
+            length = None if body is None else len(body)
+            complete = self._along
+            answer = (Send(codec.decided(decision, at_headers=True, length=length, body=body, complete=complete)),)
         self._go(State.FOLLOWING)
         if self._follow or self._response_mode == BodyMode.FULL_DUPLEX_STREAMED:
             self._drop_body()

@@ -36,6 +36,9 @@ EXPLAIN: Final = "x-matrixinfer-explain"
 DECISION: Final = "x-matrixinfer-decision"
 # Response header on refusals: why, as a stable word (`no-endpoints`, `unknown-model`, ...).
 REASON: Final = "x-matrixinfer-reason"
+# Request header, set by the picker only and never sent on: the length of the body that it puts in place of one that came
+# along with the headers, as Envoy takes content-length out then.
+LENGTH: Final = "x-matrixinfer-length"
 # Response header between our filters: the answer of an external provider that speaks another API than the client.
 TRANSLATE: Final = "x-matrixinfer-translate"
 REQUEST_ID: Final = "x-request-id"
@@ -69,6 +72,8 @@ TIMING_METADATA: Final = (
 SERVED_METADATA: Final = "matrixinfer.served"  # host: "ip:port" that the load balancer really used
 REQUEST_METADATA: Final = "matrixinfer.request"  # model: read by Envoy when the picker is away (fail open)
 ACCESS_METADATA: Final = "matrixinfer.access"  # who asks, where an AccessPolicy is in force; told to the picker
+# Typed metadata (a BytesValue) that the module writes before the picker is asked: the request's body. It sets OFFERED, too.
+BODY_METADATA: Final = "matrixinfer.body"
 TENANT: Final = "tenant"  # string: in whose name
 ALLOWED: Final = "models"  # list of strings, for GET /v1/models: the served names that the caller may use
 CERTIFICATE: Final = "certificate"  # string: the same, if a client's certificate says so

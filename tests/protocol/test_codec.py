@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf.wrappers_pb2 import BytesValue
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,6 +66,33 @@ def test_the_first_message_tells_the_body_modes():
     request.protocol_config.send_body_without_waiting_for_header_response = True
 
     assert read(request).config == (BodyMode.STREAMED, BodyMode.FULL_DUPLEX_STREAMED, True)
+
+
+def test_a_body_and_a_name_come_along_with_the_headers():
+    request = a_head((":path", b"/"))
+    request.metadata_context.typed_filter_metadata["matrixinfer.body"].Pack(BytesValue(value=b"\xff{}"))
+    request.metadata_context.filter_metadata["matrixinfer"].update({"offered": "module-1"})
+
+    event = read(request)
+
+    assert (event.body, event.ticket) == (b"\xff{}", "module-1")
+
+
+def test_a_body_may_come_along_without_a_name_and_metadata_of_others_is_none():
+    request = a_head((":path", b"/"))
+    request.metadata_context.typed_filter_metadata["somebody.else"].Pack(BytesValue(value=b"{}"))
+
+    assert (read(request).body, read(request).ticket) == (None, "")
+    request.metadata_context.typed_filter_metadata["matrixinfer.body"].Pack(BytesValue(value=b"{}"))
+    assert (read(request).body, read(request).ticket) == (b"{}", "")
+
+
+def test_metadata_that_is_no_body_is_malformed():
+    request = a_head((":path", b"/"))
+    request.metadata_context.typed_filter_metadata["matrixinfer.body"].value = b"\x0a\xff"
+
+    with pytest.raises(codec.Malformed):
+        read(request)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,46 @@ def test_a_body_over_the_limit_is_413_in_every_mode(mode):
     assert session.state is State.DONE
 
 
+# ---- along with the headers
+
+
+def test_a_body_that_comes_along_with_the_headers_is_decided_at_once_and_the_gateway_sends_nothing_more():
+    session = Session(1000, ticket="t-9")
+
+    (request,) = asked(session.step(headers()._replace(body=b'{"model":"demo"}', ticket="module-1")))
+    done = session.step(a_decision(ticket="module-1"))
+
+    (answer,) = sent(done)
+    common = answer.request_headers.response
+    assert (request.body, request.ticket) == (b'{"model":"demo"}', "module-1")
+    assert common.status == common.CONTINUE_AND_REPLACE
+    assert not common.HasField("body_mutation")
+    assert ended(done) == [OK]
+    assert session.held_bytes == 0
+
+
+def test_a_body_that_replaces_one_that_came_along_tells_its_length_beside_as_the_gateway_drops_content_length():
+    session = a_session(headers()._replace(body=b"{}"))
+
+    (answer,) = sent(session.step(a_decision(body=b'{"model":"other"}')))
+
+    common = answer.request_headers.response
+    assert common.body_mutation.body == b'{"model":"other"}'
+    assert set_headers(common.header_mutation)["x-matrixinfer-length"] == "17"
+
+
+def test_a_body_that_came_along_and_is_over_the_limit_is_refused():
+    (answer,) = sent(Session(10).step(headers()._replace(body=b"x" * 11)))
+
+    assert answer.immediate_response.status.code == 413
+
+
+def test_a_client_that_leaves_takes_back_what_came_along():
+    session = a_session(headers()._replace(body=b"{}"))
+
+    assert [type(effect) for effect in session.step(Cancelled())] == [Withdraw]
+
+
 # ---- headers only
 
 

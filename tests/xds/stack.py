@@ -23,6 +23,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.accesslog.v3 import als_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from google.protobuf import json_format
+from google.protobuf.wrappers_pb2 import BytesValue
 
 from controllers import ir
 from controllers.xds.publisher import Publisher
@@ -130,10 +131,14 @@ class Picker:
                 headers = {
                     h.key: (h.raw_value or h.value.encode()).decode() for h in message.request_headers.headers.headers
                 }
-                if not message.request_headers.end_of_stream:
+                along = message.metadata_context.typed_filter_metadata
+                if dataplane.BODY_METADATA in along:
+                    body = BytesValue.FromString(along[dataplane.BODY_METADATA].value).value
+                elif not message.request_headers.end_of_stream:
                     yield ext_proc.ProcessingResponse(request_headers=ext_proc.HeadersResponse())
                     continue
-                body = b""
+                else:
+                    body = b""
             elif message.HasField("request_body"):
                 body = message.request_body.body
             else:
@@ -144,7 +149,8 @@ class Picker:
             answer = self.answer(headers, body)
             if answer is None:
                 await context.abort(grpc.StatusCode.INTERNAL, "no answer was set")
-            yield respond(answer, in_headers=message.HasField("request_headers"))
+            in_headers = message.HasField("request_headers")
+            yield respond(answer, in_headers=in_headers, along=in_headers and dataplane.BODY_METADATA in along)
             return
 
     async def _logs(self, requests: Any, context: Any) -> Any:
@@ -160,7 +166,7 @@ def metadata(entry: dict[str, Any], namespace: str) -> dict[str, Any]:
     return entry["common_properties"].get("metadata", {}).get("filter_metadata", {}).get(namespace, {})
 
 
-def respond(answer: Pick | Immediate, *, in_headers: bool) -> Any:
+def respond(answer: Pick | Immediate, *, in_headers: bool, along: bool) -> Any:
     if isinstance(answer, Immediate):
         return ext_proc.ProcessingResponse(
             immediate_response=ext_proc.ImmediateResponse(
@@ -174,8 +180,10 @@ def respond(answer: Pick | Immediate, *, in_headers: bool) -> Any:
     if answer.handling:
         headers[dataplane.HANDLING] = answer.handling
     common = ext_proc.CommonResponse(clear_route_cache=True)
+    if along:
+        common.status = common.CONTINUE_AND_REPLACE
     if answer.body is not None:
-        headers["content-length"] = str(len(answer.body))
+        headers[dataplane.LENGTH if along else "content-length"] = str(len(answer.body))
         common.body_mutation.body = answer.body
     common.header_mutation.CopyFrom(_set_headers(headers))
     response = ext_proc.ProcessingResponse()
