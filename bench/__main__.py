@@ -8,7 +8,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import control_plane, controllers, flow, gateway, kvindex, limits, long, pick, routing, simulation
+from bench import (
+    control_plane,
+    controllers,
+    flow,
+    flow_predicted,
+    gateway,
+    kvindex,
+    limits,
+    long,
+    pick,
+    routing,
+    simulation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +39,7 @@ SECTIONS: Final[dict[str, Callable[[Path, int], object]]] = {
     "kvindex": lambda _folder, _rounds: kvindex.run(),
     "limits": lambda folder, rounds: asyncio.run(limits.run(folder, rounds=rounds)),
     "flow": lambda folder, rounds: asyncio.run(flow.run(folder, rounds=rounds)),
+    "flow-predicted": lambda _folder, _rounds: flow_predicted.run(),
     "routing": lambda folder, _rounds: asyncio.run(routing.run(folder, seconds=20)),
     "simulation": lambda _folder, _rounds: simulation.run(),
     "controllers": _controllers,

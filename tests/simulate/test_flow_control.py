@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
+from bench import flow_predicted
 from extproc import plugins
 from extproc.scheduling import config
 from matrixinfer.cli import main
@@ -335,3 +336,14 @@ def test_a_mistake_in_the_section_is_told_with_its_line(tmp_path, capsys, wrong,
 
     assert code == 2
     assert f"{tmp_path / 'fair.yaml'}:{said}" in capsys.readouterr().err
+
+
+def test_a_closed_loop_that_floods_behind_envoy_is_foretold():
+    """Measured (docs/flow-control.md): 0.87 s alone, 0.95 s in shares, 6.6 s in the order of arrival."""
+    alone = flow_predicted.predicted(VTC, seconds=15, flooded=False)
+    shared, by_arrival = (flow_predicted.predicted(one, seconds=15, flooded=True) for one in (VTC, BY_ARRIVAL))
+
+    assert alone.at(0.99) == pytest.approx(0.87, rel=0.1)
+    assert shared.at(0.99) == pytest.approx(0.95, rel=0.1)
+    assert by_arrival.at(0.99) == pytest.approx(6.6, rel=0.25)
+    assert shared.flood_served > 0.9 * by_arrival.flood_served
