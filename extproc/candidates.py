@@ -109,7 +109,8 @@ class Candidates:
             matched = index.match(chain, rows)
         else:
             learned = None if exact.covers(rows) else index.match(chain, rows)
-            matched, weighted, cached = exact.held(chain, rows, tokens=prefix.tokens, learned=learned)
+            words = chain if prefix.words is None else prefix.words
+            matched, weighted, cached = exact.held(words, rows, tokens=prefix.tokens, learned=learned)
             if homeless(matched, len(chain)):
                 home = index.match(chain, rows) if learned is None else learned
         return Cycle(

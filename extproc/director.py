@@ -387,12 +387,14 @@ class Director:
         )
         if self._witness is not None:
             self._witness.decided(sent, cycle, prefix, result)
-        self._world.ledger.open(sent, chain[: prefix.lasting], split.loan if split is not None else None)
+        kept = chain if prefix.words is None else prefix.words
+        self._world.ledger.open(sent, kept[: prefix.lasting], split.loan if split is not None else None)
         self._expect(prefix, cycle, chosen)
         if passed is not None:
             self.gate.sent(ticket, matched * prefix.block_tokens)
         told = split.told if split is not None else None
-        return self._remember(Record(sent, placement.rule, result.trace, prefix._replace(hashes=()), told, passed))
+        seen = prefix._replace(hashes=(), words=None)
+        return self._remember(Record(sent, placement.rule, result.trace, seen, told, passed))
 
     def _remember(self, record: Record) -> Record:
         self.recent[record.sent.ticket] = record

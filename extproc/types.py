@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from array import array
 
 
 class Api(Enum):
@@ -74,6 +77,7 @@ class Prefix(NamedTuple):
     tokens: int | None = None  # of the whole prompt, counted; None: nobody counted them
     exact: bool = False  # blocks of token ids, as engines cut them
     lasting: int | None = None  # blocks that the conversation's next turn has, too; None: all
+    words: array[int] | None = None  # the hashes once more, eight bytes each, where somebody has them so
 
 
 class Unread(NamedTuple):

@@ -180,6 +180,9 @@ class ExactIndex:
         `tokens`: of the whole prompt, None if nobody counted them. `learned`: blocks that the learned index says; None
         if it was not asked.
         """
+        if learned is not None and not self._members:  # nobody tells anything
+            weighted = learned.astype(np.float64) * self.weights[0]
+            return Held(learned, weighted, np.full(len(rows), UNKNOWN, dtype=np.int64))
         if len(rows) and int(rows.max()) >= len(self._slot):
             self._grow(int(rows.max()))
         chain = _words(hashes)
@@ -291,7 +294,8 @@ def homeless(matched: NDArray[np.int64], blocks: int) -> bool:
 
 
 def _words(hashes: Sequence[int]) -> NDArray[np.uint64]:
-    return np.frombuffer(array("Q", hashes), dtype=np.uint64)
+    """Return the hashes as numpy takes them; for an `array` of them that is free."""
+    return np.frombuffer(hashes if isinstance(hashes, array) else array("Q", hashes), dtype=np.uint64)
 
 
 def _prefix(group: Group, runs: Sequence[Run]) -> int:

@@ -178,9 +178,9 @@ class TokenBlocks:
     def _by_ids(self, request: InferenceRequest, model: str, prompt: Prompt, ids: TokenIds) -> Prefix:
         self.counts.requests["tokens"] += 1
         root = chain.root(model, request.cache_salt)
-        hashes = self._stretches.chain(ids, root, self._bounds.block_tokens, self._bounds.max_blocks)
+        hashes, words = self._stretches.chain(ids, root, self._bounds.block_tokens, self._bounds.max_blocks)
         lasting = (len(ids) - prompt.opening) // self._bounds.block_tokens if prompt.opening else None
-        return Prefix(hashes, self._bounds.block_tokens, len(ids) + prompt.more, prompt.exact, lasting)
+        return Prefix(hashes, self._bounds.block_tokens, len(ids) + prompt.more, prompt.exact, lasting, words)
 
     def _by_text(self, request: InferenceRequest, model: str, why: str) -> Prefix:
         self.counts.requests[why] += 1

@@ -137,6 +137,7 @@ class ModelTokenizer:
         self._head, self._tail = _around(self.tokenizer, settings, self.special_tokens)
         self._no_thinking: str | None = None
         self._openings: dict[tuple[str, ...], str] = {}
+        self._opening_tokens: dict[str, int] = {}
 
     def prompt(self, request: InferenceRequest) -> Prompt:
         """Return what the engine will encode for `request`. Raises Fault."""
@@ -187,7 +188,11 @@ class ModelTokenizer:
         text, media, opening = self.rendered(asked)
         special = body.get("add_special_tokens") is True or api is Api.RESPONSES
         exact = not media and not body.get("truncate_prompt_tokens")
-        return Prompt(text, None, special, exact, opening=len(self.encoder.ids(opening)))
+        if opening not in self._opening_tokens:
+            if len(self._opening_tokens) >= _KEPT_OPENINGS:
+                self._opening_tokens.clear()
+            self._opening_tokens[opening] = len(self.encoder.ids(opening))
+        return Prompt(text, None, special, exact, opening=self._opening_tokens[opening])
 
     def _native(self, path: str, body: dict[str, Any]) -> Prompt:
         if path == "/generate":

@@ -69,7 +69,7 @@ class ChatTemplate:
     source: str
     compiled: Template
     format: Format
-    names: frozenset[str]  # variables that it reads
+    names: frozenset[str]  # variables that it reads, and those that engines give to any
     developer: bool  # it knows the role "developer"
     leading_system: bool  # it refuses system messages that do not come first
 
@@ -86,7 +86,7 @@ class ChatTemplate:
             source=source,
             compiled=compiled,
             format=content_format(tree),
-            names=frozenset(meta.find_undeclared_variables(tree)),
+            names=frozenset(meta.find_undeclared_variables(tree) | _RENDERED) - _NOT_RENDERED,
             developer='"developer"' in source or "'developer'" in source,
             leading_system=_wants_system_first(compiled),
         )
@@ -102,8 +102,7 @@ class ChatTemplate:
             raise TemplateFault("there are no messages")
         if unexpected := _REFUSED & arguments.keys():
             raise TemplateFault(f"chat_template_kwargs cannot hold {', '.join(sorted(unexpected))}")
-        known = (self.names | _RENDERED) - _NOT_RENDERED
-        given = {key: value for key, value in arguments.items() if key in known}
+        given = {key: value for key, value in arguments.items() if key in self.names}
         goes_on = given.pop("continue_final_message", False)
         if goes_on and given.get("add_generation_prompt"):
             raise TemplateFault("continue_final_message excludes add_generation_prompt")

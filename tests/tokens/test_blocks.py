@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import sysconfig
+from array import array
 from pathlib import Path
 
 import pytest
@@ -58,9 +59,9 @@ def test_a_short_prompt_is_its_tokens_at_once():
 
     ids = tokenizer.encoder.ids(tokenizer.prompt(a_request(body)).text)
     opening = len(tokenizer.encoder.ids("<|im_start|>assistant\n"))
-    assert prefix == Prefix(
-        chain.chain(ids, chain.root("demo"), 8), 8, len(ids), exact=True, lasting=(len(ids) - opening) // 8
-    )
+    hashes = chain.chain(ids, chain.root("demo"), 8)
+    lasting = (len(ids) - opening) // 8
+    assert prefix == Prefix(hashes, 8, len(ids), exact=True, lasting=lasting, words=array("Q", hashes))
 
 
 def test_long_unknown_text_is_read_beside_the_loop_and_known_then():
@@ -131,7 +132,8 @@ def test_what_takes_the_loop_too_long_has_text_blocks(messages):
 def test_token_ids_are_taken_as_they_are():
     prefix = some_blocks(block_tokens=2).prefix(a_request({"prompt": [5, 6, 7]}, Api.COMPLETIONS), "demo")
 
-    assert prefix == Prefix(chain.chain(chain.packed([5, 6]), chain.root("demo"), 2), 2, 3, exact=True)
+    hashes = chain.chain(chain.packed([5, 6]), chain.root("demo"), 2)
+    assert prefix == Prefix(hashes, 2, 3, exact=True, words=array("Q", hashes))
 
 
 def test_a_batch_counts_all_its_tokens():
