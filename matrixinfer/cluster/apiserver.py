@@ -17,10 +17,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
-import pykube
-import pykube.http
-import requests
-import requests.utils
 import urllib3
 
 from matrixinfer.api import kinds
@@ -28,6 +24,7 @@ from matrixinfer.cluster import apiserver_calls as calls
 from matrixinfer.cluster import apiserver_connections as connections
 from matrixinfer.cluster.apiserver_calls import Answer, Call
 from matrixinfer.cluster.apiserver_watch import Stream
+from matrixinfer.cluster.apiserver_wire import Wire
 from matrixinfer.cluster.clock import ServerClock, boottime
 from matrixinfer.cluster.credentials import AccessError
 from matrixinfer.cluster.lease import NotLeader
@@ -92,7 +89,7 @@ class ApiServer:
         self._remaining = remaining
         self._report = report
         self._access = access
-        self._http = _client(access, self._settings)
+        self._wire = Wire(access, user_agent=self._settings.user_agent, pool=self._settings.threads * 4)
         self.clock = ServerClock()
         self._bucket = Bucket(self._settings.rate, time.monotonic())
         self._threads = ThreadPoolExecutor(self._settings.threads, "apiserver")
@@ -114,7 +111,7 @@ class ApiServer:
             stream.stop()
         for pool in (self._threads, self._lease_threads, self._watch_threads):
             pool.shutdown(wait=False, cancel_futures=True)
-        self._http.session.close()
+        self._wire.close()
 
     # Reading
 
@@ -282,26 +279,26 @@ class ApiServer:
         """One request and its answer; runs in a thread."""
         patience_s = self._settings.lease_answer_s if call.kind == kinds.LEASE else self._settings.answer_s
         with self.exchange(call, patience_s) as response:
-            body = response.content
-            if response.ok:
-                return Answer(response.status_code, orjson.loads(body))
+            body = response.data
+            if calls.good(response.status):
+                return Answer(response.status, orjson.loads(body))
             after_s = calls.retry_after_s(response.headers.get("Retry-After"))
-            return Answer(response.status_code, None, body, after_s)
+            return Answer(response.status, None, body, after_s)
 
     @contextlib.contextmanager
-    def exchange(self, call: Call, patience_s: float) -> Iterator[requests.Response]:
+    def exchange(self, call: Call, patience_s: float) -> Iterator[urllib3.BaseHTTPResponse]:
         """Send a call and give its answer, unread; what breaks is Unavailable. Runs in a thread."""
         began, code = time.monotonic(), 0
         try:
             response = self._send(call, patience_s)
-            if response.status_code == _UNAUTHORIZED and self._access.identity.refused():
+            if response.status == _UNAUTHORIZED and self._access.identity.refused():
                 response.close()
                 response = self._send(call, patience_s)
-            code = response.status_code
+            code = response.status
             self.clock.heard(response.headers.get("Date"), time.monotonic() - began)
             with contextlib.closing(response):
                 yield response
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, AccessError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, AccessError) as error:
             raise Unavailable(f"{self._access.server}: {_cause(error)}") from error
         except orjson.JSONDecodeError as error:
             raise Unavailable(f"{self._access.server}: this is no API server's answer: {error}") from error
@@ -309,7 +306,7 @@ class ApiServer:
             if self._report is not None:
                 self._report(call.verb, call.kind.plural, code, time.monotonic() - began)
 
-    def _send(self, call: Call, patience_s: float) -> requests.Response:
+    def _send(self, call: Call, patience_s: float) -> urllib3.BaseHTTPResponse:
         presented = self._access.identity.present()
         query = dict(call.query)
         connections.sending.before = connections.sending.over = float("inf")
@@ -323,20 +320,15 @@ class ApiServer:
                 connections.sending.over = boottime() + left_s
                 patience_s = min(patience_s, left_s - connect_s)
             query["timeout"] = f"{int(patience_s * 1000) + 1}ms"  # the server gives up by then, too
-        options: dict[str, Any] = {"cert": presented.certificate} if presented.certificate else {}
-        response: requests.Response = self._http.request(
+        return self._wire.send(
             call.method,
-            version=call.kind.api_version,
-            namespace=call.namespace,
-            url=call.path,
-            params=query,
-            data=None if call.body is None else orjson.dumps(call.body),
+            self._wire.path(call.kind.api_version, call.namespace, call.path),
+            query=query,
             headers={**presented.headers, "Content-Type": call.content},
+            body=None if call.body is None else orjson.dumps(call.body),
             timeout=(self._settings.connect_s, patience_s),
-            stream=True,
-            **options,
+            certificate=presented.certificate,
         )
-        return response
 
 
 def _on(kind: Kind, manifest: Manifest, verb: str, **more: Any) -> Call:
@@ -346,46 +338,9 @@ def _on(kind: Kind, manifest: Manifest, verb: str, **more: Any) -> Call:
 
 def _cause(error: BaseException) -> str:
     """Return what the innermost error says: the outer ones only repeat it."""
-    while isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError)):
+    while isinstance(error, urllib3.exceptions.HTTPError):
         inner = getattr(error, "reason", None) or error.__cause__ or error.__context__
         if not isinstance(inner, BaseException):
             break
         error = inner
     return str(error) or type(error).__name__
-
-
-# The connection under pykube-ng
-
-
-class _Adapter(pykube.http.KubernetesHTTPAdapter):  # type: ignore[misc]  # pykube-ng has no types
-    """Connections that notice a dead peer, and send no write late."""
-
-    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        """Build the pools of connections."""
-        super().init_poolmanager(*arguments, socket_options=connections.SOCKET_OPTIONS, **options)
-        self.poolmanager.pool_classes_by_scheme = connections.POOLS
-
-
-def _client(access: Access, settings: Settings) -> pykube.HTTPClient:
-    cluster: dict[str, Any] = {"server": access.server}
-    if isinstance(access.verify, str):
-        cluster["certificate-authority"] = access.verify
-    elif not access.verify:
-        cluster["insecure-skip-tls-verify"] = True
-    if access.server_name:
-        cluster["tls-server-name"] = access.server_name
-    config = pykube.KubeConfig(
-        {
-            "clusters": [{"name": "it", "cluster": cluster}],
-            "contexts": [{"name": "it", "context": {"cluster": "it"}}],
-            "current-context": "it",
-        }
-    )
-    http = pykube.HTTPClient(config, http_adapter=_Adapter(config, pool_maxsize=settings.threads * 4))
-    session = http.session
-    session.trust_env = False  # no .netrc may put its credentials in the place of ours
-    session.proxies = {"all": access.proxy} if access.proxy else requests.utils.get_environ_proxies(access.server)
-    session.headers["User-Agent"] = settings.user_agent
-    if access.impersonate:
-        session.headers["Impersonate-User"] = access.impersonate
-    return http

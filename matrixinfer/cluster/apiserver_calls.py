@@ -78,6 +78,11 @@ class Answer:
         return self.manifest
 
 
+def good(code: int) -> bool:
+    """Tell whether an answer with this HTTP status says that the call was carried out."""
+    return 200 <= code < 300  # noqa: PLR2004 - as HTTP has it
+
+
 def retry_after_s(header: str | None) -> float:
     """Return how long the server asks to wait."""
     try:

@@ -22,14 +22,16 @@ POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "resourceVer
 
 
 @contextlib.asynccontextmanager
-async def asking(handler, identity=None, **settings):
-    """A client of a server that answers everything by `handler`."""
+async def asking(handler, identity=None, address="http://{}", proxy="", **settings):
+    """A client of a server that answers everything by `handler`; `{}` in the addresses stands for where it is."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    access = Access(f"http://127.0.0.1:{runner.addresses[0][1]}", identity or Bearer({"Authorization": "Bearer t"}))
+    here = f"127.0.0.1:{runner.addresses[0][1]}"
+    identity = identity or Bearer({"Authorization": "Bearer t"})
+    access = Access(address.format(here), identity, proxy=proxy.format(here))
     try:
         async with ApiServer(access, Settings(**settings)) as server:
             yield server
@@ -59,6 +61,68 @@ async def test_a_server_that_stays_busy_is_unavailable():
     async with asking(busy) as server:
         with pytest.raises(Unavailable):
             await server.get(kinds.POD, "p", "default")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "asked"),
+    [
+        ({"address": "http://{}/k8s/clusters/c"}, "/k8s/clusters/c/api/v1/namespaces/default/pods/p"),
+        (
+            {"address": "http://server.invalid/sub", "proxy": "http://{}"},
+            "http://server.invalid/sub/api/v1/namespaces/default/pods/p",
+        ),
+    ],
+)
+async def test_a_server_may_be_behind_a_path_or_a_proxy(addresses, asked):
+    targets = []
+
+    async def handler(request):
+        targets.append((request.raw_path, request.headers["Authorization"]))
+        return web.json_response(POD)
+
+    async with asking(handler, **addresses) as server:
+        assert (await server.get(kinds.POD, "p", "default"))["metadata"]["name"] == "p"
+
+    assert targets == [(asked, "Bearer t")]
+
+
+async def test_a_redirect_is_not_followed():
+    async def elsewhere(_):
+        return web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"})
+
+    async with asking(elsewhere) as server:
+        with pytest.raises(ClusterError, match="302"):
+            await server.get(kinds.POD, "p", "default")
+
+
+@pytest.mark.parametrize("taken", [1, 1000])
+async def test_a_watch_hands_over_what_piles_up_in_order_and_may_be_broken_off(taken):
+    lines = [
+        orjson.dumps({"type": "ADDED", "object": POD | {"metadata": {"name": f"p-{n}", "resourceVersion": str(n)}}})
+        for n in range(2000)
+    ]
+
+    async def handler(request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for line in lines:
+            await response.write(line + b"\n")
+        await asyncio.sleep(60)
+
+    async with asking(handler) as server:
+        found = []
+        async with (
+            asyncio.timeout(10),
+            contextlib.aclosing(server.watch(kinds.POD, since="1", bookmarks=False)) as events,
+        ):
+            async for event in events:
+                found.append(event.object["metadata"]["name"])
+                if len(found) == taken:
+                    break
+                if len(found) == 1:
+                    await asyncio.sleep(0.2)  # by now more has come than may wait
+
+    assert found == [f"p-{n}" for n in range(taken)]
 
 
 async def test_a_server_that_says_nothing_is_unavailable_in_time():
