@@ -38,6 +38,7 @@ from matrixinfer.cluster.lease import Candidate, Terms
 from matrixinfer.cluster.loop import Controller, Loop
 from matrixinfer.cluster.protocol import Forbidden, NotFound, Unavailable
 from matrixinfer.cluster.ratelimit import Rate
+from matrixinfer.cluster.store import Stores
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -54,13 +55,14 @@ _RETRY_S: Final = 1.0
 
 
 @asynccontextmanager
-async def gateway_loop(
+async def gateway_loop(  # noqa: PLR0913 - the edge: everything impure is an argument
     cluster: Cluster,
     gateway: ir.Gateway,
     *addresses: str,
     replica: Replica | None = None,
     may_write: Callable[[], bool] = lambda: True,
     report: Callable[[str, float], None] = lambda _outcome, _seconds: None,
+    stores: Stores | None = None,
 ) -> AsyncIterator[Loop]:
     """Serve xDS on `addresses` (`unix:PATH`, `HOST:PORT`); the loop that is given feeds it while its `run` runs.
 
@@ -79,7 +81,7 @@ async def gateway_loop(
             chosen=CHOSEN,
         )
     )
-    loop = Loop(cluster, controller, publish=publisher.publish, may_write=may_write, report=report)
+    loop = Loop(cluster, controller, publish=publisher.publish, may_write=may_write, report=report, stores=stores)
     await publisher.start(*addresses)
     try:
         yield loop
@@ -87,17 +89,18 @@ async def gateway_loop(
         await publisher.stop()
 
 
-def modelinfer_loop(
+def modelinfer_loop(  # noqa: PLR0913 - the edge: everything impure is an argument
     cluster: Cluster,
     served: Served = Served.NOTHING,
     *,
     clock: Callable[[], float] = time.time,
     may_write: Callable[[], bool] = lambda: True,
     report: Callable[[str, float], None] = lambda _outcome, _seconds: None,
+    stores: Stores | None = None,
 ) -> Loop:
     """Give the loop that makes the pods of ModelInfers, with what the cluster serves for gangs."""
     controller = modelinfer.controller(served)
-    return Loop(cluster, controller, workers=_WORKERS, clock=clock, may_write=may_write, report=report)
+    return Loop(cluster, controller, workers=_WORKERS, clock=clock, may_write=may_write, report=report, stores=stores)
 
 
 def webhooks_loop(  # noqa: PLR0913 - the edge: everything impure is an argument
@@ -108,10 +111,13 @@ def webhooks_loop(  # noqa: PLR0913 - the edge: everything impure is an argument
     clock: Callable[[], float] = time.time,
     may_write: Callable[[], bool] = lambda: True,
     report: Callable[[str, float], None] = lambda _outcome, _seconds: None,
+    stores: Stores | None = None,
 ) -> Loop:
     """Give the loop that keeps the certificates which `server` shows."""
     controller = webhooks.controller(place)
-    loop = Loop(cluster, controller, publish=server.show, clock=clock, may_write=may_write, report=report)
+    loop = Loop(
+        cluster, controller, publish=server.show, clock=clock, may_write=may_write, report=report, stores=stores
+    )
     loop.touch(webhooks.KEY)  # there may be nothing yet whose change would
     return loop
 
@@ -186,6 +192,7 @@ async def _serve(options: argparse.Namespace) -> None:
             report=watched.request,
         )
         cluster = await stack.enter_async_context(server)
+        stores = Stores(cluster)
         elector = Elector(cluster, candidate, changed=led)
         may_write = (lambda: elector.leads) if options.leader_elect else (lambda: True)
         gateway = gateway_loop(
@@ -195,6 +202,7 @@ async def _serve(options: argparse.Namespace) -> None:
             replica=Replica(candidate.namespace, socket.gethostname()),
             may_write=may_write,
             report=watched.reconciled(NAME),
+            stores=stores,
         )
         loops = {
             NAME: await stack.enter_async_context(gateway),
@@ -204,6 +212,7 @@ async def _serve(options: argparse.Namespace) -> None:
                 clock=server.clock,
                 may_write=may_write,
                 report=watched.reconciled(modelinfer.NAME),
+                stores=stores,
             ),
         }
         if options.leader_worker_sets:
@@ -213,12 +222,19 @@ async def _serve(options: argparse.Namespace) -> None:
                 clock=server.clock,
                 may_write=may_write,
                 report=watched.reconciled(leaderworkersets.NAME),
+                stores=stores,
             )
         if options.webhooks:
             asked = Webhooks(watched.registry)
             place = webhooks.Place(candidate.namespace, options.webhooks_name)
             loops[webhooks.NAME] = webhooks_loop(
-                cluster, place, asked, clock=server.clock, may_write=may_write, report=watched.reconciled(webhooks.NAME)
+                cluster,
+                place,
+                asked,
+                clock=server.clock,
+                may_write=may_write,
+                report=watched.reconciled(webhooks.NAME),
+                stores=stores,
             )
             watched.require(asked.problem)
             listening = await stack.enter_async_context(asked.serve(*_socket("--webhooks", options.webhooks)))
@@ -228,20 +244,20 @@ async def _serve(options: argparse.Namespace) -> None:
         port = await stack.enter_async_context(monitor.serve(watched, options.metrics_host, options.metrics_port))
         log.info("following %s; metrics and health on port %d", access.server, port)
         standing = asyncio.create_task(elector.run() if options.leader_elect else asyncio.Event().wait())
-        await _run(loops.values(), standing, stopping)
+        await _run(loops.values(), [standing, asyncio.create_task(stores.run())], stopping)
         await elector.release()  # by now nothing is being written
 
 
-async def _run(loops: Collection[Loop], standing: asyncio.Task[object], stopping: asyncio.Event) -> None:
+async def _run(loops: Collection[Loop], standing: Collection[asyncio.Task[object]], stopping: asyncio.Event) -> None:
     """Run until told to stop, or until a part ends that never should; let what is being worked on come to its end."""
     running = [asyncio.create_task(loop.run()) for loop in loops]
     told = asyncio.create_task(stopping.wait())
-    await asyncio.wait([told, standing, *running], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([told, *standing, *running], return_when=asyncio.FIRST_COMPLETED)
     for loop in loops:
         loop.stop()
     await asyncio.wait(running, timeout=_FINISH_S)
-    ended = [task for task in (standing, *running) if task.done()]
-    for task in (told, standing, *running):
+    ended = [task for task in (*standing, *running) if task.done()]
+    for task in (told, *standing, *running):
         task.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await task

@@ -29,7 +29,7 @@ from matrixinfer.cluster.protocol import (
 )
 from matrixinfer.cluster.queue import WorkQueue
 from matrixinfer.cluster.sightings import Sightings, Written
-from matrixinfer.cluster.store import Store
+from matrixinfer.cluster.store import Stores
 from matrixinfer.cluster.telling import Teller
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from matrixinfer.cluster.plan import Action
     from matrixinfer.cluster.protocol import Cluster, Kind, Manifest
+    from matrixinfer.cluster.store import Store
 
     Reconcile = Callable[[Key, "World", float], Plan]
     Touches = Callable[[Manifest, "World"], Iterable[Key]]
@@ -120,7 +121,8 @@ class Loop:
 
     While `may_write` says no, values are published all the same, as is what is this process's own, and nothing else is performed;
     `refresh` makes up for it.
-    `report` is told of every reconcile: how it ended ("done", "again" or "failed"), and its seconds.
+    `report` is told of every reconcile: how it ended ("done", "again" or "failed"), and its seconds. `stores` are those that others read
+    as well, and that somebody else runs.
     """
 
     def __init__(  # noqa: PLR0913 - the edge: everything impure is an argument
@@ -135,6 +137,7 @@ class Loop:
         queue: WorkQueue[Key] | None = None,
         may_write: Callable[[], bool] = lambda: True,
         report: Callable[[str, float], None] = lambda _outcome, _seconds: None,
+        stores: Stores | None = None,
     ) -> None:
         self._cluster = cluster
         self._controller = controller
@@ -147,8 +150,10 @@ class Loop:
         self._report = report
         self._queue: WorkQueue[Key] = queue or WorkQueue()
         self._chosen = {kind: Chosen(cluster, kind, draw=draw) for kind in controller.chosen}
+        self._own = Stores(cluster, draw=draw)
+        followed = stores or self._own
         self._stores: dict[Kind, Store | Chosen] = {
-            kind: self._chosen.get(kind) or Store(cluster, kind, namespace=controller.namespaces.get(kind), draw=draw)
+            kind: self._chosen.get(kind) or followed.of(kind, controller.namespaces.get(kind))
             for kind in controller.watches
         }
         self.world = World(self._stores)
@@ -161,8 +166,8 @@ class Loop:
     async def run(self) -> None:
         """Work until `stop`, then finish what is being worked on; cancelling breaks off at once."""
         async with asyncio.TaskGroup() as group:
-            around = [group.create_task(store.run()) for store in self._stores.values()]
-            around += [group.create_task(self._listen()), group.create_task(self._teller.run())]
+            around = [group.create_task(chosen.run()) for chosen in self._chosen.values()]
+            around += [group.create_task(one()) for one in (self._own.run, self._listen, self._teller.run)]
             await self._work(group)
             await self._teller.finish(_TELLING_S)
             for task in around:

@@ -212,6 +212,29 @@ class Store:
             log.exception("a handler failed on %s", Key(self.kind.kind, *place))
 
 
+class Stores:
+    """The stores of one process in which several follow the same cluster: each kind is read once."""
+
+    def __init__(self, source: Source, *, draw: Callable[[], float] = random.random) -> None:
+        self._source = source
+        self._draw = draw
+        self._stores: dict[tuple[Kind, str | None], Store] = {}
+
+    def of(self, kind: Kind, namespace: str | None = None) -> Store:
+        """Return the store of a kind, in all namespaces or in one. To be asked before `run`."""
+        place = kind, namespace
+        if place not in self._stores:
+            self._stores[place] = Store(self._source, kind, namespace=namespace, draw=self._draw)
+        return self._stores[place]
+
+    async def run(self) -> None:
+        """Keep up with the source until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for store in self._stores.values():
+                group.create_task(store.run())
+            await asyncio.Event().wait()
+
+
 def _place(manifest: Manifest) -> Place:
     meta = manifest["metadata"]
     return meta.get("namespace", ""), meta["name"]

@@ -11,7 +11,7 @@ import pytest
 from matrixinfer.cluster.backoff import Backoff
 from matrixinfer.cluster.memory import MemoryCluster
 from matrixinfer.cluster.protocol import Unavailable
-from matrixinfer.cluster.store import Store
+from matrixinfer.cluster.store import Store, Stores
 from tests.cluster.conformance import PATIENCE_S, WIDGET, a_widget, owned_by
 
 if TYPE_CHECKING:
@@ -74,6 +74,27 @@ async def test_a_store_has_what_stood_and_what_changes(cluster):
     assert changes == [("added", "before"), ("added", "after"), ("modified", "after"), ("deleted", "before")]
     assert [item["metadata"]["name"] for item in store.all()] == ["after"]
     assert store.get("before", "default") is None
+
+
+async def test_stores_of_the_same_kind_are_one_and_read_once(cluster):
+    await cluster.create(WIDGET, a_widget("default"))
+    lists = []
+
+    class Counted:
+        def __getattr__(self, name):
+            if name == "list":
+                lists.append(name)
+            return getattr(cluster, name)
+
+    stores = Stores(Counted())
+    one, same, narrow = stores.of(WIDGET), stores.of(WIDGET), stores.of(WIDGET, "other")
+    task = asyncio.create_task(stores.run())
+    await asyncio.wait_for(asyncio.gather(one.synced(), narrow.synced()), PATIENCE_S)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert one is same
+    assert (len(one.all()), len(narrow.all()), len(lists)) == (1, 0, 2)
 
 
 async def test_a_late_handler_is_told_of_what_stands(cluster):
