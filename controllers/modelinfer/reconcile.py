@@ -1,7 +1,7 @@
 """One ModelInfer's reconcile: read the world, do the arithmetic, say what to write. Pure.
 
-Nothing is remembered between two calls and nothing is written that stands already. What a ModelInfer owns names it as its
-owner, so that the API server's garbage collector deletes it after its owner; no finalizer is needed.
+Nothing is remembered between two calls but readings of what is still the same, and nothing is written that stands already. What a
+ModelInfer owns names it as its owner, so that the API server's garbage collector deletes it after its owner; no finalizer is needed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from controllers.modelinfer import children, drift, events, observe, podgroups, revisions, status
 from controllers.modelinfer.gangs import Gang, Served
 from controllers.modelinfer.plan import plan
+from controllers.modelinfer.readings import Readings
 from controllers.modelinfer.shapes import Limits, Wanted
 from matrixinfer.api import kinds, validation, workload
 from matrixinfer.cluster.loop import Controller, itself, owner
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from controllers.modelinfer.plan import Steps
     from controllers.modelinfer.podgroups import PodGroups
+    from controllers.modelinfer.readings import Reading
     from controllers.modelinfer.revisions import Revision
     from controllers.modelinfer.shapes import InstanceKey, Place, Seen
     from matrixinfer.api.kinds import Kind
@@ -100,10 +102,11 @@ class _Case:
 
 
 class Reconciler:
-    """`reconcile` of the ModelInfer controller; no state."""
+    """`reconcile` of the ModelInfer controller; no state but readings of what has not changed since."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
+        self._readings = Readings()
 
     def reconcile(self, key: Key, world: World, now: float) -> Plan:
         """Give what brings the ModelInfer's world nearer to its spec."""
@@ -119,11 +122,11 @@ class Reconciler:
         if manifest is None or "deletionTimestamp" in manifest["metadata"]:
             return Plan()
         try:
-            infer = workload.ModelInfer.model_validate(manifest)
+            reading = self._readings.infer(manifest)
         except ValidationError:
             found = status.rejected(validation.validate(manifest))
             return Plan(tuple(_status(manifest, {}, found, now)))
-        case = self._case(manifest, infer, world, now)
+        case = self._case(manifest, reading, world, now)
         taken = _taken(case, world)
         first = [*_revision(case)]
         gangs = _pod_groups(case, world)
@@ -145,13 +148,12 @@ class Reconciler:
             again = now + _LOOK_AGAIN_S if again is None else min(again, now + _LOOK_AGAIN_S)
         return Plan(actions, None if again is None else max(again - now, 0.0))
 
-    def _case(self, manifest: Manifest, infer: workload.ModelInfer, world: World, now: float) -> _Case:
-        uid = manifest["metadata"]["uid"]
+    def _case(self, manifest: Manifest, reading: Reading, world: World, now: float) -> _Case:
+        uid, infer = manifest["metadata"]["uid"], reading.infer
         pods = {pod["metadata"]["name"]: pod for pod in world.owned(kinds.POD, uid)}
         seen = tuple(one for pod in pods.values() if (one := observe.seen(infer.metadata.name, pod)) is not None)
-        known = revisions.stored(world.owned(kinds.CONTROLLER_REVISION, uid))
-        update = revisions.of_spec(manifest["spec"])
-        wanted = _wanted(infer, update, known, seen)
+        known = self._readings.revisions(world.owned(kinds.CONTROLLER_REVISION, uid))
+        wanted = _wanted(manifest, reading, known, seen)
         return _Case(
             manifest=manifest,
             infer=infer,
@@ -159,16 +161,14 @@ class Reconciler:
             pods=pods,
             seen=seen,
             known=known,
-            update=update,
+            update=reading.update,
             wanted=wanted,
             steps=plan(wanted, seen, now),
         )
 
 
-def _wanted(
-    infer: workload.ModelInfer, update: Revision, known: Mapping[str, Revision], seen: tuple[Seen, ...]
-) -> Wanted:
-    spec = infer.spec
+def _wanted(manifest: Manifest, reading: Reading, known: Mapping[str, Revision], seen: tuple[Seen, ...]) -> Wanted:
+    spec, update = reading.infer.spec, reading.update
     shapes = {name: one.shape for name, one in known.items()} | {update.name: update.shape}
     rolling = spec.rollout_strategy.rolling_update_configuration or workload.RollingUpdate()
     recorded = known[update.name].shape.roles if update.name in known else ()
@@ -187,7 +187,7 @@ def _wanted(
         shapes=shapes,
         recorded={role.name: role.replicas for role in recorded},
     )
-    before = infer.status.current_revision if infer.status else ""
+    before = (manifest.get("status") or {}).get("currentRevision", "")
     current = status.current_revision(before, wanted, seen, known)
     return wanted.at(shapes.get(current, update.shape))
 

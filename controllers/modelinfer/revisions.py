@@ -63,21 +63,18 @@ def of_spec(spec: Mapping[str, Any]) -> Revision:
     return Revision(_shape(content), content)
 
 
-def stored(manifests: Iterable[Manifest]) -> dict[str, Revision]:
-    """Read the ControllerRevisions of a ModelInfer; those that hold something else are passed over."""
-    found = {}
-    for manifest in manifests:
-        try:
-            content = {"schedulerName": None} | manifest["data"]["spec"]
-            shape = _shape(content)
-            counts = json.loads(manifest["metadata"].get("annotations", {}).get(COUNTS_ANNOTATION, "{}"))
-            roles = tuple(_counted(role, counts) for role in shape.roles)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            continue
-        # Its label says its hash: a newer version of this program may compute another.
-        revision = manifest["metadata"].get("labels", {}).get(workload.REVISION_LABEL, shape.revision)
-        found[revision] = Revision(Shape(revision, roles), content, manifest.get("revision", 0), manifest)
-    return found
+def stored(manifest: Manifest) -> Revision | None:
+    """Read a ControllerRevision of a ModelInfer; None if it holds something else."""
+    try:
+        content = {"schedulerName": None} | manifest["data"]["spec"]
+        shape = _shape(content)
+        counts = json.loads(manifest["metadata"].get("annotations", {}).get(COUNTS_ANNOTATION, "{}"))
+        roles = tuple(_counted(role, counts) for role in shape.roles)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    # Its label says its hash: a newer version of this program may compute another.
+    revision = manifest["metadata"].get("labels", {}).get(workload.REVISION_LABEL, shape.revision)
+    return Revision(Shape(revision, roles), content, manifest.get("revision", 0), manifest)
 
 
 def manifest(owner: Manifest, revision: Revision, *, number: int, counts: Mapping[str, int]) -> Manifest:
