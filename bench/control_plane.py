@@ -2,10 +2,12 @@
 
 Each is created, rolled and scaled to zero. Beside it stands what a bare client takes that writes the same objects and does nothing
 else, as fast as the server allows. The node is hollow and a process of its own; server, node, controllers and clients share the machine.
+`python -m bench.control_plane 1000x1` runs one of the cases, or another.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import re
@@ -37,7 +39,7 @@ _PATIENCE_S: Final = 300.0
 _IDLE_S: Final = 10.0
 _LISTENING: Final = re.compile(r"metrics and health on port (\d+)")
 _REQUESTS: Final = re.compile(r'matrixinfer_cluster_requests_total\{code="\d+",resource="(\w+)",verb="(\w+)"\} (\S+)')
-_READS: Final = ("get", "list", "watch")
+_READS: Final = ("get ", "list ", "watch ")
 
 
 class Watched:
@@ -98,13 +100,13 @@ class Controllers:
     port: int
 
     def requests(self) -> dict[str, float]:
-        """Requests so far by verb, without the lease's."""
+        """Requests so far by verb and resource, without the lease's."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
             text = answer.read().decode()
         found: dict[str, float] = {}
         for resource, verb, count in _REQUESTS.findall(text):
             if resource != "leases":
-                found[verb] = found.get(verb, 0.0) + float(count)
+                found[f"{verb} {resource}"] = found.get(f"{verb} {resource}", 0.0) + float(count)
         return found
 
 
@@ -120,9 +122,9 @@ class Part:
 
     def cells(self, pods: int, bare: Part | None) -> tuple[str, ...]:
         """Give what stands in the table, for each pod where that is said."""
-        writes = sum(count for verb, count in self.requests.items() if verb not in _READS)
-        reads = sum(count for verb, count in self.requests.items() if verb in _READS)
-        verbs = ", ".join(f"{verb} {count / pods:.2f}" for verb, count in sorted(self.requests.items()) if count)
+        reads = sum(count for what, count in self.requests.items() if what.startswith(_READS))
+        writes = sum(self.requests.values()) - reads
+        verbs = ", ".join(f"{what} {count / pods:.2f}" for what, count in sorted(self.requests.items()) if count)
         alone = (f"{bare.seconds:.1f}", f"{bare.server_s:.1f}") if bare is not None else ("", "")
         took = (f"{self.seconds:.1f}", f"{self.server_s:.1f}")
         return (
@@ -249,13 +251,13 @@ class Run:
         return self._controllers.requests() if self._controllers is not None else {}
 
 
-async def run(pods: int = 1000) -> None:
-    """Print both stories."""
+async def run(*shapes: Shape) -> None:
+    """Print the stories; by default both."""
     program = apiserver.binary()
     if program is None:
         print("\nControllers on an API server: left out, `make kubetest` builds one")
         return
-    shapes = (Shape(1, pods), Shape(pods, 1))
+    shapes = shapes or (Shape(1, 1000), Shape(1000, 1))
     with apiserver.serving(program) as (kubeconfig, server), _node(kubeconfig):
         config = yaml.safe_load(kubeconfig.read_text())
         async with _watching(config) as (client, watched):
@@ -265,7 +267,7 @@ async def run(pods: int = 1000) -> None:
                 stories = [await it.story(shape) for shape in shapes]
                 memory = processes.rss_mib(controllers.pid)
     rows = [
-        (f"{shape}: {part.name}", *part.cells(pods, next((one for one in bare if one.name == part.name), None)))
+        (f"{shape}: {part.name}", *part.cells(shape.pods, next((one for one in bare if one.name == part.name), None)))
         for shape, story, bare in zip(shapes, stories, alone, strict=True)
         for part in story
     ]
@@ -278,7 +280,7 @@ async def run(pods: int = 1000) -> None:
         "controllers CPU s",
         "writes a pod",
         "reads",
-        "by verb",
+        "each",
     )
     table.show(f"Controllers on an API server; {memory:.0f} MiB at the end", head, rows)
 
@@ -362,3 +364,14 @@ def _pod(name: str) -> Manifest:
         "metadata": {"name": name, "labels": labels},
         "spec": {"containers": [{"name": "engine", "image": "sim:1", "env": env}]},
     }
+
+
+def _shape(text: str) -> Shape:
+    infers, _, groups = text.partition("x")
+    return Shape(int(infers), int(groups))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="bench.control_plane", description="The control plane on an API server.")
+    parser.add_argument("shape", nargs="*", type=_shape, help="ModelInfers x groups; default: 1x1000 1000x1")
+    asyncio.run(run(*parser.parse_args().shape))
