@@ -53,7 +53,9 @@ _NOTHING: Final = Prefix((), 0)  # of a prompt that nobody looks up
 class Witness(Protocol):
     """Sees every decision, and every end."""
 
-    def decided(self, sent: Sent, cycle: Cycle, prefix: Prefix, result: Result) -> None:
+    def decided(  # noqa: PLR0913 - what a decision is made of
+        self, sent: Sent, cycle: Cycle, prefix: Prefix, result: Result, *, http: HttpRequest, passed: Passed | None
+    ) -> None:
         """Take a decision and what it was made from, before it is counted in the table."""
         ...
 
@@ -386,7 +388,7 @@ class Director:
             further=shared.further,
         )
         if self._witness is not None:
-            self._witness.decided(sent, cycle, prefix, result)
+            self._witness.decided(sent, cycle, prefix, result, http=case.http, passed=passed)
         kept = chain if prefix.words is None else prefix.words
         self._world.ledger.open(sent, kept[: prefix.lasting], split.loan if split is not None else None)
         self._expect(prefix, cycle, chosen)

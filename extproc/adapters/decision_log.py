@@ -1,8 +1,8 @@
 """The decision log: each decision as it was made and each request's end, as lines of JSON for `matrixinfer replay`.
 
 What a scheduler read is kept, so that another configuration can be asked the same: the table's columns for the candidates,
-what they held of the prefix, and what came out. The prompt itself is not kept, nor are headers; its blocks are, as hashes, in
-steps of some 256 tokens.
+what they held of the prefix, and what came out; and what flow control knows a request by. The prompt itself is not kept, nor are
+other headers; its blocks are, as hashes, in steps of some 256 tokens.
 
 On the loop a decision is copied (25 µs for four candidates) and put into a queue; words are made of it in a thread (32 µs), every
 half second. A queue that is full drops what comes, and the log says how many. A file that has grown to its bound becomes
@@ -24,6 +24,7 @@ import numpy as np
 import orjson
 
 from extproc.scheduling.endpoints import COLUMNS
+from extproc.traffic.flow import callers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from extproc.scheduling.endpoints import EndpointTable
     from extproc.scheduling.framework import Cycle
     from extproc.scheduling.scheduler import Result
+    from extproc.traffic.flow.gate import Passed
     from extproc.traffic.ledger import Sent, Settlement
-    from extproc.types import Prefix
+    from extproc.types import HttpRequest, Prefix
 
 _LOG = logging.getLogger(__name__)
 VERSION: Final = 1
@@ -61,6 +63,10 @@ class _Decided(NamedTuple):
     cached: NDArray[np.int64] | None
     home: NDArray[np.int64] | None
     result: Result
+    tenant: str
+    key: str
+    objective: str
+    waited_s: float  # for its turn, before this
 
 
 class DecisionLog:
@@ -78,7 +84,9 @@ class DecisionLog:
         self._anew = False  # the next file begins with what is known
         self._file = path.open("ab")
 
-    def decided(self, sent: Sent, cycle: Cycle, prefix: Prefix, result: Result) -> None:
+    def decided(  # noqa: PLR0913 - what a decision is made of
+        self, sent: Sent, cycle: Cycle, prefix: Prefix, result: Result, *, http: HttpRequest, passed: Passed | None
+    ) -> None:
         """Take a decision, before it is counted in the table."""
         if len(self._queue) >= _QUEUED:
             self.dropped += 1
@@ -100,6 +108,10 @@ class DecisionLog:
             cached=cycle.cached_tokens,
             home=cycle.home,
             result=result,
+            tenant=http.tenant if passed is None else passed.tenant,
+            key=http.key,
+            objective=callers.objective(http.headers),
+            waited_s=0.0 if passed is None else passed.waited_s,
         )
         self._queue.append(decided)
 
@@ -190,6 +202,9 @@ def _endpoint(known: tuple[Any, ...]) -> dict[str, Any]:
     return {"endpoint": line}
 
 
+_ASKED: Final = ("tenant", "key", "objective")
+
+
 def _decision(one: _Decided) -> dict[str, Any]:
     sent, prefix = one.sent, one.prefix
     step = max(1, _STEP_TOKENS // max(prefix.block_tokens, 1))
@@ -217,6 +232,9 @@ def _decision(one: _Decided) -> dict[str, Any]:
         "columns": _telling(one.columns),
         "order": one.result.addresses,
     }
+    line |= {name: value for name, value in zip(_ASKED, (one.tenant, one.key, one.objective), strict=True) if value}
+    if one.waited_s:
+        line["waited_s"] = round(one.waited_s, _PLACES)
     if one.weighted is not None:
         line["weighted"] = one.weighted
     if one.cached is not None:

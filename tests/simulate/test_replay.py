@@ -4,14 +4,25 @@ import asyncio
 import json
 
 import pytest
+import yaml
 
+from extproc import plugins
 from extproc.adapters.decision_log import DecisionLog
+from extproc.scheduling import config
 from matrixinfer.cli import main
 from matrixinfer.cli.simulate.cluster import Cluster, Group
 from matrixinfer.cli.simulate.traces import Source
-from tests.director.stage import Stage, a_chat, an_outcome, words
+from tests.director.stage import ADDRESSES, Stage, a_chat, an_outcome, words
 
 RANDOM = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n- type: random-picker\n"
+ONE_PLACE = """\
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- {type: concurrency-detector, parameters: {maxConcurrency: 1}}
+flowControl:
+  saturationDetector: {pluginRef: concurrency-detector}
+"""
 LEAST = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n- type: least-request-scorer\n"
 
 
@@ -76,6 +87,31 @@ def test_a_log_is_a_trace(tmp_path):
     assert len(trace) == 40
     assert set(trace.output.tolist()) == {5}
     assert trace.block_tokens == 256
+
+
+def test_a_log_says_who_asked_and_when_for_a_simulation_of_flow_control(tmp_path):
+    stage = Stage(ADDRESSES[:1])
+    found = config.load(yaml.safe_load(ONE_PLACE), plugins.BUILTIN)
+    stage.director.gate.use(found.flow, config.detector(found))
+    log = DecisionLog(tmp_path / "log.jsonl", epoch=lambda: 1000 + stage.clock.now)
+    stage.director._witness = log
+    http = a_chat("hi", headers={"x-gateway-inference-objective": "batch"})
+    first = stage.decide(http._replace(tenant="acme", key="nightly"))
+    stage.clock.now += 1
+    waiting = stage.director.decide(a_chat("there")._replace(tenant="other"))
+    next(waiting)
+    stage.clock.now += 4
+    stage.director.settle(an_outcome(first))
+    with pytest.raises(StopIteration):
+        waiting.send(None)
+    log.close()
+
+    trace = Source(str(tmp_path / "log.jsonl"), Cluster(engines=(Group(),)), requests=None).own()
+
+    assert trace.at.tolist() == [0.0, 1.0]
+    assert [trace.tenants[at] for at in trace.tenant] == ["acme", "other"]
+    assert [trace.keys[at] for at in trace.key] == ["nightly", ""]
+    assert [trace.objectives[at] for at in trace.objective] == ["batch", ""]
 
 
 def test_the_log_turns_over_at_its_bound_and_begins_with_what_is_known(tmp_path):

@@ -40,7 +40,7 @@ def caller(rules: FlowControl, http: HttpRequest) -> Caller:
     if http.key and rules.keys:
         priority = rules.keys.get(http.key, priority)
     if rules.objectives:
-        wanted = rules.objectives.get(_header(http.headers, OBJECTIVE))
+        wanted = rules.objectives.get(objective(http.headers))
         if wanted is not None:
             priority = wanted if rules.trusted else min(wanted, priority)
     return Caller(tenant, priority)
@@ -50,6 +50,11 @@ def weight(rules: FlowControl, tenant: str) -> float:
     """Return the share of a tenant."""
     entry = rules.tenants.get(tenant) or rules.tenants.get("")
     return 1.0 if entry is None else entry.weight
+
+
+def objective(headers: Mapping[str, str]) -> str:
+    """Return what a request says of its own urgency, "" if nothing."""
+    return _header(headers, OBJECTIVE)
 
 
 def _header(headers: Mapping[str, str], names: tuple[str, ...]) -> str:

@@ -71,6 +71,15 @@ class DecisionLine(msgspec.Struct):
     scores: dict[str, list[float | None]] = {}
     total: list[float | None] = []
     left_out: dict[str, list[str]] = {}
+    tenant: str = ""
+    key: str = ""
+    objective: str = ""
+    waited_s: float = 0.0
+
+    @property
+    def came_at(self) -> float:
+        """When the request came: before it waited for its turn."""
+        return self.at - self.waited_s
 
     @property
     def hashes(self) -> list[int]:

@@ -1,7 +1,8 @@
 """A decision log as a trace: what was asked of one picker, to be asked of another.
 
 Blocks are the log's, about 256 tokens each. An answer is as long as its end says; where the log does not have the end, as
-long as the mean of the others.
+long as the mean of the others. A request comes when it came to the gateway, before it waited for its turn; what was refused
+then is not in the log.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def read(file: Path) -> trace.Trace:
             ends[entry.ticket] = entry
     if not decisions:
         raise BadInput(file, "has no decision")
-    decisions.sort(key=lambda one: one.at)
+    decisions.sort(key=lambda one: one.came_at)
     known = [end.completion_tokens for end in ends.values() if end.completion_tokens is not None]
     usual = max(round(sum(known) / len(known)), 1) if known else 1
     sizes = {one.chain_tokens for one in decisions}
@@ -44,4 +45,13 @@ def _ask(line: DecisionLine, end: EndLine | None, usual: int, size: int) -> trac
     blocks = line.hashes[step - 1 :: step][: prompt // size]
     output = end.completion_tokens if end is not None and end.completion_tokens is not None else usual
     adapter = line.engine_model if line.engine_model != line.model else ""
-    return trace.Ask(line.at, max(prompt, 1), output, blocks, model=adapter)
+    return trace.Ask(
+        line.came_at,
+        max(prompt, 1),
+        output,
+        blocks,
+        tenant=line.tenant,
+        model=adapter,
+        key=line.key,
+        objective=line.objective,
+    )
