@@ -155,8 +155,8 @@ def rename(*, module: bool) -> HttpFilter:
 
 
 def picker_service() -> GrpcService:
-    """Reach the picker: one HTTP/2 connection a worker thread."""
-    return GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=PICKER))
+    """Reach the picker: one HTTP/2 connection a worker thread, and no header on a call that nobody reads."""
+    return GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=PICKER, skip_envoy_headers=True))
 
 
 @cache

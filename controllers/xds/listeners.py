@@ -120,7 +120,6 @@ def _access_logs(gateway: ir.Gateway) -> list[AccessLog]:
             buffer_flush_interval=timedelta(seconds=0.05),
             buffer_size_bytes=64 * 1024,
         ),
-        additional_request_headers_to_log=[dataplane.REQUEST_ID],
     )
     logs = [AccessLog(name="envoy.access_loggers.http_grpc", typed_config=packed(to_the_picker))]
     if gateway.access_log == "-":

@@ -260,7 +260,7 @@ async def test_the_log_says_what_settling_needs(stack):
         stack, lambda request, writer: answer_json(request, writer, body), path="/v1/completions", x_request_id="mine"
     )
 
-    assert entry["request"]["request_headers"] == {"x-request-id": "mine"}
+    assert entry["request"]["request_id"] == "mine"
     assert entry["request"]["path"] == "/v1/completions"
     assert entry["response"]["response_code"] == 200
     assert entry["response"]["response_code_details"] == "via_upstream"
