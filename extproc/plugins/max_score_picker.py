@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,20 +53,23 @@ def best_first(scores: NDArray[np.float64], count: int, draw: Draw) -> NDArray[n
     n = len(scores)
     if n <= _FEW:
         return np.array(_sorted(scores.tolist(), range(n), draw)[:count], dtype=np.intp)
-    if count < n:
-        worst = np.partition(scores, n - count)[n - count]
-        best = np.flatnonzero(scores >= worst)
-        if len(best) <= _FEW:
-            return np.array(_sorted(scores[best].tolist(), best.tolist(), draw)[:count], dtype=np.intp)
-    left = scores.copy()
-    chosen: list[int] = []
     wanted = min(count, n)
-    while len(chosen) < wanted:
-        ties = np.flatnonzero(left == left.max())
-        left[ties] = -np.inf
-        positions = ties.tolist()
-        while positions and len(chosen) < wanted:
-            chosen.append(positions.pop(int(draw.random() * len(positions))))
+    highest = scores.copy()
+    highest.partition(n - wanted)
+    worst = highest[n - wanted]
+    best = np.flatnonzero(scores >= worst)
+    if count < n and len(best) <= _FEW:
+        return np.array(_sorted(scores[best].tolist(), best.tolist(), draw)[:count], dtype=np.intp)
+    chosen: list[int] = []
+    for score in sorted(set(highest[n - wanted :].tolist()), reverse=True):
+        ties = np.flatnonzero(scores == score)
+        taken: list[int] = []  # places in `ties`, in order
+        while len(taken) < len(ties) and len(chosen) < wanted:
+            place = int(draw.random() * (len(ties) - len(taken)))
+            for before in taken:
+                place += before <= place
+            insort(taken, place)
+            chosen.append(int(ties[place]))
     return np.array(chosen, dtype=np.intp)
 
 
