@@ -3,7 +3,8 @@
 TRACE is a file as Mooncake publishes them (JSONL: timestamp, input_length, output_length, hash_ids), a decision log of the
 picker, or generate:KIND?parameter=value&..., KIND one of shared-prefix, multi-turn, mooncake, agents, long-context, bursts,
 tenants. Prints, for each load and configuration: time to first token, time per output token, goodput under the SLO, cache
-hits against those of an oracle, balance over engines, fairness over tenants.
+hits against those of an oracle, balance over engines, fairness over tenants. Where a configuration has flow control, requests
+wait for their turn: how long, who is refused and why, and how far each tenant falls behind the others.
 
 Exit codes: 0 done, 1 a run broke, 2 usage, or something wrong in the trace, the cluster or a configuration.
 """
