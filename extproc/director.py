@@ -385,6 +385,7 @@ class Director:
             at=cycle.now,
             predicted_cached_tokens=_predicted(cycle, at, split),
             prefill_s=sum(one.seconds for one in split.told.tries) if split is not None else 0.0,
+            waited_s=passed.waited_s if passed is not None else 0.0,
             further=shared.further,
         )
         if self._witness is not None:

@@ -3,7 +3,8 @@
 Times are Envoy's, from the request's start; what was tried elsewhere before is in them, so that only first tries count. A
 stream tells the time to its first token and the time between tokens. An answer in one piece comes when all of it is
 there: it tells the time between tokens, less what the endpoint is known to take for the first; without further tokens, as
-an embedding, it is the first token itself. Time in which another endpoint computed the prompt does not count.
+an embedding, it is the first token itself. Time in which the request waited for its turn, or another endpoint computed the
+prompt, does not count.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def learn(table: EndpointTable, settlement: Settlement, now: float) -> None:
     row = table.row(settlement.served) if settlement.served else None
     if row is None or outcome is None or outcome.attempts > 1 or outcome.status not in _OK:
         return
-    if elsewhere_s := settlement.sent.prefill_s:
+    if elsewhere_s := settlement.sent.prefill_s + settlement.sent.waited_s:
         first_s = outcome.first_token_s
         outcome = outcome._replace(
             duration_s=max(outcome.duration_s - elsewhere_s, 0.0),

@@ -50,6 +50,7 @@ class Sent(NamedTuple):
     at: float  # monotonic seconds
     predicted_cached_tokens: int | None = None  # that its engine will find in its cache; None: not known exactly
     prefill_s: float = 0.0  # that another endpoint took for the prompt before
+    waited_s: float = 0.0  # for its turn, before that
     outside: bool = False  # sent to an external provider, whose endpoints tell nothing of themselves
     further: Mapping[str, str] = {}  # those of the endpoints that are not the target's, and whose they are
 

@@ -53,6 +53,21 @@ async def test_a_request_waits_until_another_ends_and_is_placed_then():
     assert stage.director.gate.queues["ns/engines"].granted == 0
 
 
+async def test_an_endpoint_is_not_thought_slow_because_requests_wait_for_their_turn():
+    stage = a_stage()
+    first = told(stage.director.decide(a_chat("hi", stream=True)))
+    waiting = Waiting(stage, a_chat("there", stream=True))
+    stage.clock.now += 7
+    stage.director.settle(an_outcome(first))
+    second = await waiting.heard
+    seen = stage.table.ttft_s[0]
+
+    stage.director.settle(an_outcome(second)._replace(first_token_s=7.1, duration_s=8.0))
+
+    assert seen == pytest.approx(0.1)
+    assert stage.table.ttft_s[0] == pytest.approx(0.1)
+
+
 async def test_a_story_that_is_refused_by_the_clock_says_so():
     stage = a_stage(defaultRequestTTL="50ms")
     told(stage.director.decide(a_chat("hi")))

@@ -109,6 +109,7 @@ class Picker:
                 blocks=cycle.blocks,
                 matched=0,
                 at=now,
+                waited_s=now - float(trace.at[number]),
             )
         )
         self._holders.routed(chain, row, now)
