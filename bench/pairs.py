@@ -22,16 +22,36 @@ from pathlib import Path
 from typing import Any, Final
 
 import ngh2
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf.wrappers_pb2 import BytesValue
 
 from bench import pick, table
 from extproc.adapters.transport import access_log, ext_proc, framing
 from extproc.adapters.transport.calls import Limits
 from extproc.adapters.transport.ngh2_connection import Connection
 from extproc.adapters.transport.ngh2_server import NgServer
+from matrixinfer.api import dataplane
 
 _BATCH, _TOGETHER, _RECORDS = 200, 4, 8  # exchanges of a batch, of one read, records in a message
 _WORDS: Final = "words of a long document that many share " * 1000
 _TEXTS: Final = {"short": _WORDS[:800], "long": _WORDS[:40_000]}
+
+
+# Short bodies come along with the headers; a tree that is older than that is sent two messages.
+_ALONG: Final = getattr(dataplane, "BODY_METADATA", "")
+
+
+def _with(head: bytes, body: bytes) -> bytes:
+    """Put the body beside the headers, as Envoy does with our module."""
+    message = pb.ProcessingRequest.FromString(head)
+    what = pb.ProcessingRequest.FromString(body).request_body.body
+    message.metadata_context.typed_filter_metadata[_ALONG].Pack(BytesValue(value=what))
+    name = f"b2018a2c8acda196-{next(_NAMES):x}"
+    message.metadata_context.filter_metadata[dataplane.METADATA].update({dataplane.OFFERED: name})
+    return bytes(message.SerializeToString())
+
+
+_NAMES: Final = itertools.count()
 
 
 class _Wire(asyncio.Transport):
@@ -97,13 +117,16 @@ class _Worker:
         head = pick._headers()  # noqa: SLF001 - the messages are made there
         for _ in range(_BATCH // _TOGETHER):
             streams = [peer.call(ext_proc.METHOD) for _ in range(_TOGETHER)]
-            for stream in streams:
-                peer.http2.send_data(stream, framing.frame(head))
+            texts = [f"{next(self._numbers)} {self._text}" if self._fresh else self._text for _ in streams]
+            bodies = [pick._body(text) for text in texts]  # noqa: SLF001 - as above
+            for stream, body in zip(streams, bodies, strict=True):
+                first = _with(head, body) if self._fresh and _ALONG else head
+                peer.http2.send_data(stream, framing.frame(first))
             peer.exchange()
-            for stream in streams:
-                text = f"{next(self._numbers)} {self._text}" if self._fresh else self._text
-                peer.http2.send_data(stream, framing.frame(pick._body(text)))  # noqa: SLF001 - as above
-            peer.exchange()
+            if first is head:
+                for stream, body in zip(streams, bodies, strict=True):
+                    peer.http2.send_data(stream, framing.frame(body))
+                peer.exchange()
             for stream in streams:
                 peer.http2.reset_stream(stream)
             peer.exchange()

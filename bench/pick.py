@@ -189,7 +189,7 @@ def _record(ticket: str) -> bytes:
     )
     entry.response.response_code.value = 200
     entry.response.response_code_details = "via_upstream"
-    entry.request.request_headers[dataplane.REQUEST_ID] = HEADERS["x-request-id"]
+    entry.request.request_id = HEADERS["x-request-id"]
     return bytes(als_pb2.StreamAccessLogsMessage(http_logs={"log_entry": [entry]}).SerializeToString())
 
 
