@@ -257,21 +257,22 @@ def _prefix(body: Body, shape: paths.Shape) -> tuple[bytes, int | None]:
     else:
         if shape.needs:
             raise errors.BadRequest(f"{' or '.join(shape.needs)} is required", param=shape.needs[0])
-    parts = []
+    parts: list[memoryview] = []  # long prompts are copied once, at the end
     for name in shape.prefix:
         raw = getattr(body, name)
         if raw is _ABSENT:
             continue
-        value = bytes(raw)
-        if value != _NULL:
+        value = memoryview(raw)
+        if value[: len(_NULL)].tobytes() != _NULL:  # nothing else begins so
             _check_kind(name, value)
             parts.append(value)
     if not parts:
         return b"", None
-    if len(parts) == 1 and shape.api is not Api.CHAT and parts[0][:1] == b"[":
-        return _batch(parts[0])
-    parts[-1] = _opened(parts[-1])
-    return b"\n".join(parts), None
+    last = parts.pop()
+    if not parts and shape.api is not Api.CHAT and last[0] in b"[":
+        return _batch(bytes(last))
+    opened = _opened(last)
+    return b"\n".join([*parts, opened]) if parts else opened, None
 
 
 def _given(body: Body, name: str) -> bool:
@@ -294,9 +295,9 @@ def _check_kind(name: str, value: bytes | memoryview) -> None:
         raise errors.BadRequest(f"{name}: expected {wanted}", param=name)
 
 
-def _opened(value: bytes) -> bytes:
+def _opened(value: bytes | memoryview) -> bytes:
     """Cut what closes `value`, so that the value that continues it starts with the same bytes."""
-    return value[:-1].rstrip() if value[-1] in b'"]' else value
+    return bytes(value[:-1]).rstrip() if value[-1] in b'"]' else bytes(value)
 
 
 def _batch(value: bytes) -> tuple[bytes, int | None]:
