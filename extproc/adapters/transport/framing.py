@@ -45,6 +45,11 @@ class Reassembler:
             self.held += len(data)
             if self.held < self._need:
                 return []
+            if self.held == self._need > PREFIX_BYTES:  # one message, mostly: its length was seen, and checked
+                self._pieces[0] = self._pieces[0][PREFIX_BYTES:]
+                message = b"".join(self._pieces)
+                self.drop()
+                return [message]
             data = b"".join(self._pieces)
             self.drop()
         found: list[bytes] = []
