@@ -89,7 +89,9 @@ class PrefixCacheScorer:
         if len(held) <= _FEW_HOLDERS:  # the others score 0
             scores = np.zeros(len(matched))
             if len(held):
-                scores[held] = self._scored_few(cycle, matched[held].tolist(), weighted[held].tolist())
+                few = self._scored_few(cycle, matched[held].tolist(), weighted[held].tolist())
+                for at, each in zip(held.tolist(), few, strict=True):
+                    scores[at] = each
             return scores
         params = self.params
         ratio: NDArray[np.float64] = weighted / cycle.blocks

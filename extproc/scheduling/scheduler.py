@@ -75,16 +75,17 @@ class Scheduler:
             if not len(left.rows):
                 raise errors.Saturated(f"all endpoints have been left out, the last of them by filter {name}")
         parts = [plugin.score(left) for _name, _weight, plugin in self.profile.scorers]
-        total = np.zeros(len(left.rows))  # the weighted mean, 0..1
-        for share, scores in zip(self._shares, parts, strict=True):
+        total = parts[0] * self._shares[0] if parts else np.zeros(len(left.rows))  # the weighted mean, 0..1
+        for share, scores in zip(self._shares[1:], parts[1:], strict=True):
             total += scores * share
         chosen = self.profile.picker[1].order(left, total)
-        rows = tuple(left.rows[chosen].tolist())
+        picked = left.rows[chosen]
+        rows = tuple(picked.tolist())
         for observer in self.profile.observers:
             observer.observe(cycle, rows[0])
         return Result(
             rows=rows,
-            addresses=tuple(table.addresses[left.rows[chosen]].tolist()),
+            addresses=tuple(table.addresses[picked].tolist()),
             trace=self._trace(table.addresses[left.rows], dropped, parts, total, chosen.tolist()) if trace else None,
         )
 
