@@ -22,4 +22,4 @@ def write(depths: NDArray[np.int64], mask: int, depth: int) -> None:
     else:
         raw = np.frombuffer(mask.to_bytes((mask.bit_length() + 7) // 8, "little"), dtype=np.uint8)
         bits = np.unpackbits(raw, bitorder="little", count=mask.bit_length())
-        depths[np.flatnonzero(bits)] = depth
+        depths[bits.nonzero()[0]] = depth

@@ -57,12 +57,12 @@ def best_first(scores: NDArray[np.float64], count: int, draw: Draw) -> NDArray[n
     highest = scores.copy()
     highest.partition(n - wanted)
     worst = highest[n - wanted]
-    best = np.flatnonzero(scores >= worst)
+    best = (scores >= worst).nonzero()[0]
     if count < n and len(best) <= _FEW:
         return np.array(_sorted(scores[best].tolist(), best.tolist(), draw)[:count], dtype=np.intp)
     chosen: list[int] = []
     for score in sorted(set(highest[n - wanted :].tolist()), reverse=True):
-        ties = np.flatnonzero(scores == score)
+        ties = (scores == score).nonzero()[0]
         taken: list[int] = []  # places in `ties`, in order
         while len(taken) < len(ties) and len(chosen) < wanted:
             place = int(draw.random() * (len(ties) - len(taken)))

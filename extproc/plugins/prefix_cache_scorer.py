@@ -85,7 +85,7 @@ class PrefixCacheScorer:
     def _scored(
         self, cycle: Cycle, matched: NDArray[np.int64], weighted: NDArray[np.int64] | NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        held = np.flatnonzero(matched)
+        held = matched.nonzero()[0]
         if len(held) <= _FEW_HOLDERS:  # the others score 0
             scores = np.zeros(len(matched))
             if len(held):
