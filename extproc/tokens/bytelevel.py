@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
+import tiktoken
 import tokenizers
 
 from extproc.tokens import sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    import tiktoken
 
     from extproc.tokens.chain import TokenIds
 
@@ -121,10 +120,6 @@ class ByteLevel:
 
 def build(text: str, tokenizer: tokenizers.Tokenizer) -> ByteLevel | None:
     """Return what encodes as the `tokenizer` that was read from `text`; None if that cannot be told."""
-    try:
-        import tiktoken  # noqa: PLC0415 - a picker runs without it, where there is no wheel of it
-    except ImportError:
-        return None
     try:
         document = msgspec.json.decode(text, type=_Document)
     except msgspec.MsgspecError:
