@@ -1,7 +1,7 @@
 """Writes Events beside the loop, one at a time: what is only said holds up nothing that is done.
 
 They are written in the order in which they were said, one on its way at a time, so that a server that is busy is asked for few. What
-waits is bounded: the oldest give way to newer ones, since conditions say how things stand, and how many did is logged.
+waits is bounded: the oldest give way to newer ones, warnings last, since conditions say how things stand; how many did is logged.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Teller:
         if event is None:
             return
         if len(self._waiting) == _WAITING_AT_MOST:
-            self._waiting.popleft()
+            del self._waiting[next((at for at, one in enumerate(self._waiting) if one["type"] == "Normal"), 0)]
             self._left_out += 1
         self._waiting.append(event)
         self._told.clear()

@@ -79,6 +79,17 @@ async def test_what_is_said_while_too_much_waits_takes_the_place_of_the_oldest(s
     assert "3 events were left out" in caplog.text
 
 
+async def test_warnings_give_way_last(slow, monkeypatch):
+    monkeypatch.setattr(telling, "_WAITING_AT_MOST", 2)
+    async with telling_of(slow) as teller:
+        for number, kind in enumerate(("Warning", "Normal", "Normal", "Warning", "Normal", "Warning")):
+            teller.say(Emit(ABOUT, "Odd", str(number), type=kind))
+        slow.open.set()
+        await teller.finish(PATIENCE_S)
+
+    assert slow.notes == ["3", "5"]
+
+
 async def test_while_the_server_is_away_what_waits_is_left_out_and_what_comes_later_is_written(slow, caplog):
     caplog.set_level(logging.WARNING)
     async with telling_of(slow) as teller:
