@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from typing import Any, Final
 
@@ -35,21 +36,59 @@ _USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 
 
 class _Punctual:
-    """Keeps a request back whose time is over, and has the kernel give up sending it again when it will be."""
+    """Keeps a request back whose time is over, and has the kernel give up sending it again when it will be.
 
-    sock: socket.socket | None
+    What is past the look at the clock when its process is frozen leaves when that thaws. So a request leaves in one piece, and Python is
+    not let wait between the look and the system call: with a timeout it would, for the socket and then for its own lock.
+    """
+
+    sock: Any
     _bounded = False
+    _parts: list[bytes] | None = None  # of a request that is being made
 
     def request(self, *arguments: Any, **more: Any) -> None:
-        now = boottime()
-        if now > sending.before:
-            raise urllib3.exceptions.ConnectTimeoutError("connecting took too long for a write under a lease")
+        self._parts = []
+        try:
+            super().request(*arguments, **more)  # type: ignore[misc]  # mixed into urllib3's connections
+            whole = b"".join(self._parts)
+        finally:
+            self._parts = None
+        if self.sock is None:
+            self.connect()  # type: ignore[attr-defined]
         bounded = sending.over < float("inf")
-        if (bounded or self._bounded) and self.sock is not None and _USER_TIMEOUT is not None:
-            left_ms = max(int((sending.over - now) * 1000), 1) if bounded else 0  # 0: as long as the system has it
+        if (bounded or self._bounded) and _USER_TIMEOUT is not None:
+            left_ms = (
+                max(int((sending.over - boottime()) * 1000), 1) if bounded else 0
+            )  # 0: as long as the system has it
             self.sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, left_ms)
             self._bounded = bounded
-        super().request(*arguments, **more)  # type: ignore[misc]  # mixed into urllib3's connections
+        if bounded:
+            _send_before(sending.before, self.sock, memoryview(whole))
+        else:
+            self.send(whole)
+
+    def send(self, data: Any) -> None:
+        if self._parts is None:
+            super().send(data)  # type: ignore[misc]
+        else:
+            self._parts.append(data)
+
+
+def _send_before(moment: float, sock: socket.socket, whole: memoryview) -> None:
+    """Send it. Raises ConnectTimeoutError if the moment comes first."""
+    patience_s = sock.gettimeout()
+    sock.settimeout(0)
+    try:
+        while whole:
+            left_s = moment - boottime()
+            if left_s < 0:
+                raise urllib3.exceptions.ConnectTimeoutError("connecting took too long for a write under a lease")
+            try:
+                whole = whole[sock.send(whole) :]
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                urllib3.util.wait_for_write(sock, left_s)
+    finally:
+        sock.settimeout(patience_s)
 
 
 class _Connection(_Punctual, HTTPConnection):
