@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
-from matrixinfer.api import dataplane
+from matrixinfer.api import dataplane, envoy_admin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -39,16 +39,16 @@ class Arrivals:
     def awaited(self, ready: Mapping[str, Iterable[str]], then: Callable[[], None]) -> frozenset[str]:
         """Return the addresses that are not to be chosen yet, of those that are ready by ModelServer; `then` hears when to ask again."""
         until = asyncio.get_running_loop().time() + _WITHIN_S
-        seen: dict[str, str] = {}
+        seen = {address for addresses in ready.values() for address in addresses}
+        self._there &= seen
         for server, addresses in ready.items():
-            seen |= dict.fromkeys(addresses, server)
-        self._there &= seen.keys()
-        for address, server in seen.items():
             queue = self._gate.queues.get(server)
-            if address in self._there or queue is None or not queue.count or not self._gate.held(server):
+            if queue is None or not queue.count or not self._gate.held(server):
                 continue
-            self._awaited.setdefault(address, (dataplane.cluster_name(*server.split("/")), until))
-        for address in self._awaited.keys() - seen.keys():
+            cluster = dataplane.cluster_name(*server.split("/"))
+            for address in set(addresses) - self._there:
+                self._awaited.setdefault(address, (cluster, until))
+        for address in self._awaited.keys() - seen:
             del self._awaited[address]
         if self._awaited and self._asking is None:
             self._asking = asyncio.create_task(self._ask(then))
@@ -86,8 +86,8 @@ class Arrivals:
     async def _healthy(self, session: aiohttp.ClientSession) -> Mapping[str, frozenset[str]] | None:
         """Return Envoy's endpoints by cluster; None if it does not say."""
         try:
-            async with asyncio.timeout(_WITHIN_S), session.get("http://envoy/clusters?format=json") as answer:
-                return dataplane.healthy(await answer.json(content_type=None))
+            async with asyncio.timeout(_WITHIN_S), session.get(envoy_admin.CLUSTERS) as answer:
+                return envoy_admin.healthy(await answer.json(content_type=None))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             _LOG.warning(
                 "Envoy does not say which endpoints it has", extra={"problem": str(error) or type(error).__name__}

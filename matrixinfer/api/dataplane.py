@@ -6,10 +6,10 @@ Inference Extension, endpoint-picker protocol 1.0) are kept where there is one; 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 # Endpoint-picker protocol: the ordered list "ip:port[,ip:port...]" that the picker answers, as header and as metadata.
 ENDPOINT: Final = "x-gateway-destination-endpoint"
@@ -112,25 +112,6 @@ def provider_name(namespace: str, name: str) -> str:
 def endpoint(ip: str, port: int) -> str:
     """Name of an endpoint, "ip:port"."""
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
-
-
-def healthy(clusters: Mapping[str, Any]) -> dict[str, frozenset[str]]:
-    """Endpoints that get requests, by cluster, in what Envoy's admin interface answers to `/clusters?format=json`."""
-    return {
-        cluster["name"]: frozenset(
-            endpoint(where.get("address", ""), where.get("port_value", 0))
-            for host in cluster.get("host_statuses", ())
-            if _is_healthy(host.get("health_status", {})) and (where := host.get("address", {}).get("socket_address"))
-        )
-        for cluster in clusters.get("cluster_statuses", ())
-    }
-
-
-def _is_healthy(said: Mapping[str, Any]) -> bool:
-    """`said`: how Envoy was told that an endpoint is, and flags that say what it has found wrong with it."""
-    return said.get("eds_health_status", "HEALTHY") in ("HEALTHY", "UNKNOWN") and not any(
-        found for name, found in said.items() if name != "eds_health_status"
-    )
 
 
 def translator_socket(picker: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matrixinfer.api import dataplane
+from matrixinfer.api import envoy_admin
 from matrixinfer.local.processes import Command
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ async def healthy_hosts(session: aiohttp.ClientSession) -> dict[str, frozenset[s
 
     Raises aiohttp.ClientError if Envoy does not answer.
     """
-    async with session.get("http://envoy/ready") as answer:
+    async with session.get(envoy_admin.READY) as answer:
         if answer.status != 200:  # noqa: PLR2004 - HTTP's OK
             return {}
-    async with session.get("http://envoy/clusters?format=json") as answer:
-        return dataplane.healthy(await answer.json(content_type=None))
+    async with session.get(envoy_admin.CLUSTERS) as answer:
+        return envoy_admin.healthy(await answer.json(content_type=None))
