@@ -10,7 +10,7 @@ from extproc.adapters.arrivals import Arrivals
 from extproc.adapters.errands import Errands
 from extproc.adapters.turns import Turns
 from extproc.adapters.world import WorldView
-from matrixinfer.api import dataplane, envoy_admin, kinds
+from matrixinfer.api import envoy_admin, kinds
 from tests.director.stage import Stage, Waiting, a_chat, an_outcome
 from tests.flow.room import RULES, Slots
 from tests.picker.running import a_pod, a_route, a_server, eventually

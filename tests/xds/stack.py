@@ -472,6 +472,12 @@ class Stack:
         chosen = ",".join(self.engines[number].address for number in engines)
         self.picker.answer = lambda _headers, _body: Pick(chosen, **more)
 
+    def renew(self) -> None:
+        """Let the engines forget what they were asked and told to do."""
+        for engine in self.engines:
+            engine.requests.clear()
+            engine.behave = answer_json
+
     async def apply(self, **changes: Any) -> ir.Delivery:
         self.config = replace(self.config, **changes)
         return await self.envoy.apply(self.config)

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from matrixinfer.api import dataplane
-from tests.xds.stack import answer_json, metadata, running
+from tests.xds.stack import metadata, running
 
 pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\nx-request-id: %s\r\n"
@@ -23,9 +23,7 @@ async def stack():
 
 @pytest.fixture(autouse=True)
 def fresh(stack):
-    for engine in stack.engines:
-        engine.requests.clear()
-        engine.behave = answer_json
+    stack.renew()
     stack.pick(0)
     return stack
 
@@ -104,6 +102,22 @@ async def test_a_body_that_the_picker_replaces_has_its_length_and_no_header_of_o
     assert request.body == b'{"model":"another"}'
     assert request.headers["content-length"] == "19"
     assert "transfer-encoding" not in request.headers
+    assert not [name for name in request.headers if name.startswith("x-matrixinfer")]
+
+
+@pytest.mark.parametrize("replaced", [None, b'{"model":"another"}'])
+@pytest.mark.parametrize("length", ["3", "4000", "-1", "none", "3, 4"])
+async def test_a_length_that_the_client_sends_in_our_name_never_acts(stack, length, replaced):
+    stack.pick(0, body=replaced)
+    body = b'{"model":"demo"}'
+    head = HEAD % b"smuggled" + b"%s: %s\r\n" % (dataplane.LENGTH.encode(), length.encode())
+
+    answer = await stack.envoy.raw(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+
+    assert answer.status == 200
+    (request,) = stack.engines[0].requests
+    assert request.body == (replaced or body)
+    assert request.headers["content-length"] == str(len(request.body))
     assert not [name for name in request.headers if name.startswith("x-matrixinfer")]
 
 

@@ -26,9 +26,7 @@ async def stack():
 
 @pytest.fixture(autouse=True)
 def fresh(stack):
-    for engine in stack.engines:
-        engine.requests.clear()
-        engine.behave = answer_json
+    stack.renew()
 
 
 async def test_the_routes_retries_say_what_is_tried_again_and_how_often(stack):

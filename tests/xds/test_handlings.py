@@ -40,9 +40,7 @@ async def stack(request):
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
 async def fresh(stack):
-    for engine in stack.engines:
-        engine.requests.clear()
-        engine.behave = answer_json
+    stack.renew()
     await handled(stack, a_handling("a", "b", together=("a", "b")))
 
 

@@ -23,9 +23,7 @@ async def stack():
 
 @pytest.fixture(autouse=True)
 def fresh(stack):
-    for engine in stack.engines:
-        engine.requests.clear()
-        engine.behave = answer_json
+    stack.renew()
     stack.pick(0, 1, 2)
     return stack
 
