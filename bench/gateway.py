@@ -1,4 +1,4 @@
-"""What the gateway costs: Envoy alone and Envoy with the picker, alternating in one run.
+"""What the gateway costs: Envoy alone, Envoy with a processor that lets all pass, and Envoy with the picker, alternating in one run.
 
 CPU per request is that of the whole process over the round, idle work included. Figures of the rounds are medians.
 """
@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench import load, plain_envoy, processes, table
+from bench import bare_ext_proc, load, plain_envoy, processes, table
 from matrixinfer.local.stack import Config, Stack
 
 if TYPE_CHECKING:
@@ -124,17 +124,28 @@ async def _served(hosts: list[str]) -> list[int]:
 async def requests(folder: Path, *, rounds: int) -> None:
     """Print the table of CPU and latency per case."""
     hosts = [f"127.9.0.{n}" for n in range(1, 5)]
-    plain_url = "http://127.0.0.1:18089"
-    with stub_engines(hosts), plain_envoy.running(18089, [(host, PORT) for host in hosts], folder) as plain:
+    engines, asked = [(host, PORT) for host in hosts], folder / "bare.sock"
+    with (
+        stub_engines(hosts),
+        bare_ext_proc.running(asked) as bare,
+        plain_envoy.running(18089, engines, folder) as plain,
+        plain_envoy.running(18088, engines, folder, asked=asked) as asking,
+    ):
         async with gateway(hosts) as stack:
             rows = []
             for case in CASES:
-                alone, ours = [], []
+                alone, passed, ours = [], [], []
                 for _ in range(rounds):
-                    alone.append(await run_round(plain_url, case, plain, None, hosts))
+                    alone.append(await run_round("http://127.0.0.1:18089", case, plain, None, hosts))
+                    passed.append(await run_round("http://127.0.0.1:18088", case, asking, bare, hosts))
                     pids = stack.pids()
                     ours.append(await run_round(stack.url, case, pids["envoy"], pids["picker"], hosts))
-                rows += [_row(case, "Envoy alone", alone), _row(case, "Envoy + picker", ours), _added(alone, ours)]
+                rows += [
+                    _row(case, "Envoy alone", alone),
+                    _row(case, "Envoy + one that lets all pass", passed),
+                    _row(case, "Envoy + picker", ours),
+                    _added(alone, ours),
+                ]
             head = ("case", "", "req/s", "Envoy us", "picker us", "p50 ms", "p99 ms", "per engine", "not 200")
             table.show("CPU per request and latency (first byte of the body)", head, rows)
 
