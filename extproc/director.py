@@ -20,7 +20,7 @@ from extproc.prefilling.plan import Asked
 from extproc.prefilling.story import Prefilling
 from extproc.providers.outward import outward
 from extproc.requests import parse, paths, rewrite
-from extproc.traffic import latency, listing
+from extproc.traffic import latency, listing, unfinished
 from extproc.traffic.ledger import Sent
 from extproc.traffic.limits.limiter import Limiter
 from extproc.traffic.routes import RouteTable, to_relief, to_spare
@@ -256,6 +256,8 @@ class Director:
             matched=0,
             at=self._clock(),
             outside=True,
+            choices=request.choices,
+            max_tokens=request.max_tokens,
         )
         self._world.ledger.open(sent)
         record = self._remember(Record(sent, placement.rule, None, _NOTHING))
@@ -275,7 +277,12 @@ class Director:
         now = self._clock()
         settlement = self._world.ledger.settle(outcome, now)
         if settlement is not None:
-            self.limiter.settle(settlement, now)
+            done = unfinished.done(self._world.table, settlement)
+            if done is not None:
+                settlement = settlement._replace(done=done)
+            charged = self.limiter.settle(settlement, now)
+            if charged is not None:
+                settlement = settlement._replace(charged=charged)
             self._learn(settlement)
             latency.learn(self._world.table, settlement, now)
             self.gate.settle(settlement)
@@ -387,6 +394,8 @@ class Director:
             prefill_s=sum(one.seconds for one in split.told.tries) if split is not None else 0.0,
             waited_s=passed.waited_s if passed is not None else 0.0,
             further=shared.further,
+            choices=request.choices,
+            max_tokens=request.max_tokens,
         )
         if self._witness is not None:
             self._witness.decided(sent, cycle, prefix, result, http=case.http, passed=passed)

@@ -212,6 +212,7 @@ class Outcome(NamedTuple):
     request_bytes: int = 0
     response_bytes: int = 0
     placed: bool = True  # False: the decision, if there was one, did not reach Envoy
+    sent_s: float | None = None  # from the request's start until the endpoint had all of it; None: it never had
 
     @property
     def complete(self) -> bool:

@@ -227,6 +227,7 @@ def _end(settlement: Settlement | None) -> dict[str, Any]:
         "target": settlement.target,
         "failed": settlement.failed,
         "outcome": settlement.outcome._asdict() if settlement.outcome is not None else None,
+        "charged": settlement.charged._asdict() if settlement.charged is not None else None,
     }
 
 

@@ -263,11 +263,14 @@ def _end(settlement: Settlement) -> dict[str, Any]:
         line |= {
             "status": outcome.status,
             "duration_s": outcome.duration_s,
+            "sent_s": outcome.sent_s,
             "first_token_s": outcome.first_token_s,
             "prompt_tokens": outcome.prompt_tokens,
             "completion_tokens": outcome.completion_tokens,
             "cached_tokens": outcome.cached_tokens,
         }
+    if settlement.charged is not None:
+        line["charged"] = settlement.charged._asdict()
     return line
 
 

@@ -214,6 +214,12 @@ class Stores:
             ("scope", "type", "mode"),
         )
         yield telemetry.counter(
+            "matrixinfer_limits_settled",
+            "Requests that met a limit and are over, by how it was found what they took.",
+            {(by,): float(number) for by, number in counts.settled.items()},
+            ("by",),
+        )
+        yield telemetry.counter(
             "matrixinfer_limits_alone", "Requests that met a global limit without its Redis.", {(): counts.alone}
         )
         yield telemetry.counter(

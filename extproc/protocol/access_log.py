@@ -92,6 +92,7 @@ def _outcome(entry: Any) -> Outcome:
         request_bytes=request.request_body_bytes,
         response_bytes=response.response_body_bytes,
         placed=bool(ticket),
+        sent_s=_sent(common),
     )
 
 
@@ -104,6 +105,11 @@ def _duration(common: Any) -> float:
     if common.HasField("duration"):
         return _seconds(common.duration)
     return _seconds(common.time_to_last_downstream_tx_byte)
+
+
+def _sent(common: Any) -> float | None:
+    """Seconds until the last byte of the request had gone to the endpoint that Envoy tried last."""
+    return _seconds(common.time_to_last_upstream_tx_byte) if common.HasField("time_to_last_upstream_tx_byte") else None
 
 
 def _upstream(common: Any) -> str:

@@ -53,6 +53,8 @@ class Sent(NamedTuple):
     waited_s: float = 0.0  # for its turn, before that
     outside: bool = False  # sent to an external provider, whose endpoints tell nothing of themselves
     further: Mapping[str, str] = {}  # those of the endpoints that are not the target's, and whose they are
+    choices: int = 1  # answers that are made at once
+    max_tokens: int | None = None  # of each, as the client bounds it
 
 
 class End(Enum):
@@ -64,6 +66,23 @@ class End(Enum):
     EXPIRED = "expired"
 
 
+class Done(NamedTuple):
+    """What an engine can be expected to have done for a request when it was told to stop."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # of the prompt
+
+
+class Charged(NamedTuple):
+    """What a request was charged by its limits; None where there is no limit of the kind."""
+
+    by: str  # how it was found: a word of `limits.charging`
+    requests: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+
+
 class Settlement(NamedTuple):
     """The one outcome of a request."""
 
@@ -73,6 +92,8 @@ class Settlement(NamedTuple):
     served: str  # address that answered; "" if none did
     failed: tuple[str, ...]  # addresses that were tried and did not serve
     chain: Sequence[int] = ()  # hashes of the prefix's blocks
+    done: Done | None = None  # where the engine could not tell what it did; None: it did, or nobody knows
+    charged: Charged | None = None  # None: no limit met it
 
     @property
     def target(self) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from extproc import errors
+from extproc.traffic.ledger import Done
 from tests.flow.room import BAND, FAIR, POOL, RULES, Room, a_settlement, an_outcome
 
 
@@ -264,6 +265,16 @@ def test_the_counter_follows_what_the_engine_did():
     assert level("a") == 200 + 122
     room.end(three, expired=True)
     assert level("a") == 322
+
+
+def test_where_the_engine_could_not_tell_the_counter_follows_what_it_can_be_expected_to_have_done():
+    room = Room(slots=3)
+    one = room.ask("a", prompt=100, output=50)
+
+    told_nothing = a_settlement(one.ticket, an_outcome(one.ticket, None, 0))
+    room.gate.settle(told_nothing._replace(done=Done(100, 30, 40)))
+
+    assert room.gate.queues[POOL].bands[0].counters.level("a") == 60 + 4 + 2 * 30
 
 
 def test_a_settlement_counts_once():

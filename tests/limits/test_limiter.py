@@ -134,15 +134,22 @@ def raises(error):
     [
         ({"endpoint": "", "status": 503}, 0),
         ({"status": 400}, 0),
-        ({"status": 0, "flags": ("DC",)}, 100),
+        ({"status": 0, "flags": ("DC",), "sent_s": 0.1}, 100),
+        ({"status": 0, "flags": ("DC",), "sent_s": None}, 0),
         ({"status": 200}, 100),
     ],
-    ids=["nobody served", "the engine refused", "the client left, usage unknown", "usage unknown"],
+    ids=[
+        "nobody served",
+        "the engine refused",
+        "the client left, usage unknown",
+        "the client left before an engine had it",
+        "usage unknown",
+    ],
 )
 def test_what_is_charged_where_no_usage_is_told(how, charged):
     stage = a_stage(outputTokensPerUnit=1000)
     decision = stage.decide(a_chat("hello", max_tokens=100))
-    outcome = an_outcome(decision, **how)._replace(prompt_tokens=None, completion_tokens=None)
+    outcome = an_outcome(decision)._replace(prompt_tokens=None, completion_tokens=None, **how)
 
     stage.director.settle(outcome)
 
@@ -154,12 +161,31 @@ def test_a_stream_whose_client_left_before_any_token_is_charged_its_prompt_only(
     stage = a_stage(outputTokensPerUnit=1000, inputTokensPerUnit=1000)
     decision = stage.decide(a_chat("hello", max_tokens=100, stream=True))
     outcome = an_outcome(decision, status=200, flags=("DC",))
-    outcome = outcome._replace(prompt_tokens=None, completion_tokens=None, first_token_s=first_token_s)
+    outcome = outcome._replace(prompt_tokens=None, completion_tokens=None, first_token_s=first_token_s, sent_s=0.1)
 
     stage.director.settle(outcome)
 
     assert used(stage, Kind.OUTPUT) == charged
     assert used(stage, Kind.INPUT) == 10  # the estimate
+
+
+def test_a_client_that_leaves_a_plain_answer_is_charged_what_the_engine_made_by_then():
+    stage = a_stage(requestsPerUnit=10, inputTokensPerUnit=1000, outputTokensPerUnit=10_000)
+    stream = stage.decide(a_chat("hello", stream=True))  # tells 0.1 s to the first token, and 0.01 s a token
+    whole = an_outcome(stream)._replace(sent_s=0.0, duration_s=0.14)
+    stage.director.settle(whole)
+    left = stage.decide(a_chat("hello", max_tokens=8192))
+    before = used(stage, Kind.OUTPUT)
+
+    gone = an_outcome(left, status=0, flags=("DC",), endpoint=stream.endpoints[0])
+    ended = stage.director.settle(
+        gone._replace(prompt_tokens=None, completion_tokens=None, first_token_s=None, sent_s=0.5, duration_s=1.105)
+    )
+
+    assert before == 5 + 8192
+    assert used(stage, Kind.OUTPUT) == 5 + 51
+    assert ended.charged == ("estimate", 1, 10, 51)
+    assert stage.director.limiter.counts.settled == {"usage": 1, "estimate": 1}
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,22 @@ def test_a_stream_tells_both_times_and_the_load():
     assert (table.latency_load[0], table.latency_at[0]) == (3.0, 100.0)
 
 
+def test_times_count_from_when_the_endpoint_had_the_request():
+    table = learned(a_sent(waited_s=0.03, prefill_s=0.02), sent_s=0.06)
+
+    assert table.ttft_s[0] == pytest.approx(0.04)
+    assert table.tpot_s[0] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_answers_that_are_made_at_once_are_no_faster_than_one(stream):
+    one, three = (
+        learned(a_sent(stream=stream, choices=choices), completion_tokens=choices * 101) for choices in (1, 3)
+    )
+
+    assert three.tpot_s[0] == pytest.approx(one.tpot_s[0])
+
+
 def test_tokens_to_compute_are_those_that_the_engine_did_not_find_cached():
     assert learned().ttft_tokens[0] == 600.0
     assert learned(prompt_tokens=900, cached_tokens=800).ttft_tokens[0] == 100.0

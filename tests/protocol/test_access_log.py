@@ -51,6 +51,7 @@ def test_a_whole_entry_becomes_a_whole_outcome():
     common = entry.common_properties
     common.start_time.FromMilliseconds(1_700_000_000_500)
     common.duration.FromMilliseconds(2_250)
+    common.time_to_last_upstream_tx_byte.FromMilliseconds(125)
     common.upstream_request_attempt_count = 2
     common.response_flags.upstream_connection_failure = True
     entry.request.request_id = "r-1"
@@ -79,6 +80,7 @@ def test_a_whole_entry_becomes_a_whole_outcome():
         cached_tokens=128,
         request_bytes=900,
         response_bytes=4000,
+        sent_s=0.125,
     )
 
 

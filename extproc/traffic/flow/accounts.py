@@ -14,6 +14,7 @@ from extproc.types import Api
 if TYPE_CHECKING:
     from extproc.scheduling.flow import FlowControl
     from extproc.traffic.flow.queue import Entry
+    from extproc.traffic.ledger import Done
     from extproc.types import InferenceRequest, Outcome
 
 _FIRST_GUESS: Final = 256.0  # tokens of an answer, while none of the tenant's is known: a long paragraph
@@ -52,12 +53,15 @@ class Accounts:
         """Give back all that was charged."""
         self._charge(entry, 0.0)
 
-    def settle(self, entry: Entry, outcome: Outcome) -> None:
-        """Count what the engine did in place of what was expected."""
+    def settle(self, entry: Entry, outcome: Outcome, done: Done | None = None) -> None:
+        """Count what the engine did in place of what was expected; `done` where it could not tell."""
         if not outcome.placed or not outcome.endpoint:
             self.cancel(entry)
             return
         prompt, output = outcome.prompt_tokens, outcome.completion_tokens
+        if done is not None:
+            self._charge(entry, _weighed(entry, done.prompt_tokens, done.cached_tokens, done.completion_tokens))
+            return
         if prompt is None and output is None:
             return
         prompt = prompt or 0

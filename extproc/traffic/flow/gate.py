@@ -164,7 +164,7 @@ class Gate:
         sent, outcome = settlement.sent, settlement.outcome
         entry = self._entries.pop(sent.ticket, None)
         if entry is not None and outcome is not None:
-            self.accounts.settle(entry, outcome)
+            self.accounts.settle(entry, outcome, settlement.done)
         queue = self.queues.get(sent.target)
         if queue is not None and queue.count:
             self._pump(sent.target, queue)

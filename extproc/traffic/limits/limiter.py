@@ -1,9 +1,8 @@
 """The limiter: a request's way through its limits, from its reservation to what it really took.
 
 Reserved are one request, the prompt's tokens, and as many generated tokens as the client allows each of its choices, or,
-where it does not say, as answers of the route usually have. At the end what an engine served takes the reservation's
-place; what nobody served costs nothing; where an engine answered and did not tell its usage, the reservation stays. A
-request whose end is never told gives its reservation back when the ledger gives it up.
+where it does not say, as answers of the route usually have. At the end what it took takes the reservation's place
+(`charging`). A request whose end is never told gives its reservation back when the ledger gives it up.
 
 Where several pickers count together, the counter's word is final, and this picker's buckets follow it: each holds the
 share that is this picker's if the counter cannot be reached. Then it admits by that share, and tells what was spent later.
@@ -16,8 +15,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from extproc.traffic.ledger import Charged
 from extproc.traffic.limits import words
 from extproc.traffic.limits.buckets import Buckets, Charge, Verdict
+from extproc.traffic.limits.charging import took
 from extproc.traffic.limits.rules import Kind
 from extproc.types import Api, Asked, Spent, Take
 
@@ -26,14 +27,12 @@ if TYPE_CHECKING:
 
     from extproc.traffic.ledger import Settlement
     from extproc.traffic.limits.rules import Limit, Limits
-    from extproc.types import InferenceRequest, Outcome, Taken
+    from extproc.types import InferenceRequest, Taken
 
 _FIRST_GUESS: Final = 256.0  # tokens of an answer, while none is known: a long paragraph
 _WEIGHT: Final = 1 / 16  # of a new answer in the mean
 _MOST_ROUTES: Final = 4096
 _WITHOUT_OUTPUT: Final = frozenset({Api.EMBEDDINGS, Api.NATIVE})
-_OK: Final = range(200, 300)
-_SERVER_ERROR: Final = 500
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -72,6 +71,7 @@ class Counts:
 
     over: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     alone: int = 0  # admitted or refused without the counter that they should have been
+    settled: Counter[str] = field(default_factory=Counter)  # by how it was found what they took
 
 
 class Limiter:
@@ -167,15 +167,15 @@ class Limiter:
         if reservation is not None:
             self._spend(ticket, reservation, tuple(0 for _ in reservation.charges), now)
 
-    def settle(self, settlement: Settlement, now: float) -> None:
-        """Charge what the request took; does nothing for one that was not limited."""
+    def settle(self, settlement: Settlement, now: float) -> Charged | None:
+        """Charge what the request took, and tell; None for one that was not limited."""
         ticket = settlement.sent.ticket
         reservation = self._open.pop(ticket, None)
         if reservation is None:
-            return
-        outcome = settlement.outcome
-        stream = settlement.sent.stream
-        amounts = tuple(took(charge, outcome, stream=stream) for charge in reservation.charges)
+            return None
+        outcome, found = settlement.outcome, took(settlement)
+        amounts = tuple(found.of(charge) for charge in reservation.charges)
+        self.counts.settled[found.by] += 1
         self._spend(ticket, reservation, amounts, now)
         if outcome is not None and outcome.complete and outcome.completion_tokens is not None:
             answers = self._answers.get(reservation.route)
@@ -184,6 +184,10 @@ class Limiter:
                     self._answers.clear()
                 answers = self._answers[reservation.route] = _Answers()
             answers.learn(outcome.completion_tokens / reservation.choices)
+        most: dict[Kind, int] = {}
+        for (limit, _), amount in zip(reservation.charges, amounts, strict=True):
+            most[limit.kind] = max(amount, most.get(limit.kind, 0))
+        return Charged(found.by, most.get(Kind.REQUESTS), most.get(Kind.INPUT), most.get(Kind.OUTPUT))
 
     def _admit(self, ticket: str, reservation: Reservation) -> Headers:
         charges = reservation.charges
@@ -270,18 +274,3 @@ def _spent(ticket: str, reservation: Reservation, amounts: tuple[int, ...]) -> S
         ),
         alone=reservation.here and not reservation.there,
     )
-
-
-def took(charge: Charge, outcome: Outcome | None, *, stream: bool) -> int:
-    """Return what the request really took of a limit; what was reserved where that is not known."""
-    if outcome is None or not outcome.placed or not outcome.endpoint:
-        return 0
-    kind, status = charge.limit.kind, outcome.status
-    if kind is Kind.REQUESTS:
-        return 1 if status < _SERVER_ERROR else 0
-    prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
-    if prompt is None and completion is None:
-        if kind is Kind.OUTPUT and stream and outcome.first_token_s is None:
-            return 0  # its client left before the first token, or its engine died
-        return charge.amount if status in _OK or not status else 0
-    return (prompt if kind is Kind.INPUT else completion) or 0
