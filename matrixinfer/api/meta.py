@@ -163,6 +163,10 @@ class Status(Owned):
 class Condition(Status):
     """One aspect of an object's state (metav1.Condition)."""
 
+    # It has one owner as a whole, and those of others stand beside it: to note who owns each of its fields is a third of managedFields,
+    # and an eighth of what the API server does for a status.
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
+
     type: Annotated[
         str,
         Field(

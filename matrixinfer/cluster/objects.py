@@ -109,7 +109,7 @@ class Objects:
         meta["creationTimestamp"] = writer.time
         meta["generation"] = 1
         manifests.check(kind, new)
-        fields = ownership.flatten(new)
+        fields = ownership.flatten(new, _whole_items(kind))
         if kind == kinds.POD:
             new["status"] = {"phase": "Pending"}
         if writer.operation == "Apply":
@@ -127,20 +127,23 @@ class Objects:
 
     def replace(self, old: Stored, new: Manifest, writer: ownership.Writer) -> Stored:
         """Put `new` in the place of `old`; what differs is the writer's from now on. Raises Invalid."""
-        claims = ownership.after_update(old.claims, ownership.flatten(old.manifest), ownership.flatten(new), writer)
+        whole = _whole_items(old.kind)
+        before, after = ownership.flatten(old.manifest, whole), ownership.flatten(new, whole)
+        claims = ownership.after_update(old.claims, before, after, writer)
         return self._store_changed(old, new, claims)
 
     def merge(self, old: Stored, applied: Manifest, writer: ownership.Writer, *, force: bool) -> Stored:
         """Lay `applied` over `old` as server-side apply does. Raises Conflict, Invalid."""
         meta = applied["metadata"]
         check_preconditions(old, uid=meta.get("uid"), version=meta.get("resourceVersion"))
-        live, fields = ownership.flatten(old.manifest), ownership.flatten(applied)
+        whole = _whole_items(old.kind)
+        live, fields = ownership.flatten(old.manifest, whole), ownership.flatten(applied, whole)
         contested = ownership.conflicts(old.claims, live, fields, writer)
         if contested and not force:
             raise ownership.conflict(contested)
-        new = manifests.load(orjson.dumps(ownership.merge(old.manifest, applied)))
+        new = manifests.load(orjson.dumps(ownership.merge(old.manifest, applied, whole)))
         ownership.prune(new, old.claims, fields, writer)
-        kept = ownership.flatten(new)
+        kept = ownership.flatten(new, whole)
         claims = ownership.after_apply(old.claims, writer, applied=fields, kept=kept, forced=contested)
         return self._store_changed(old, new, claims)
 
@@ -201,10 +204,9 @@ class Objects:
         if meta == stored.meta:
             return
         new = stored.manifest | {"metadata": meta}
-        fields = ownership.flatten(new)
-        claims = ownership.after_update(
-            stored.claims, ownership.flatten(stored.manifest), fields, self.writer("Update")
-        )
+        whole = _whole_items(stored.kind)
+        before, after = ownership.flatten(stored.manifest, whole), ownership.flatten(new, whole)
+        claims = ownership.after_update(stored.claims, before, after, self.writer("Update"))
         self._store(stored.kind, new, claims, stored)
 
     def collect(self) -> None:
@@ -227,6 +229,11 @@ class Objects:
 def plural(kind: Kind) -> str:
     """Return how messages name a kind's objects."""
     return f"{kind.plural}.{kind.group}" if kind.group else kind.plural
+
+
+def _whole_items(kind: Kind) -> frozenset[ownership.Names]:
+    ours = kind.group in (kinds.NETWORKING_GROUP, kinds.WORKLOAD_GROUP)
+    return ownership.OUR_WHOLE_ITEMS if ours else frozenset()
 
 
 def _rfc3339(moment: datetime) -> str:

@@ -40,6 +40,8 @@ LIST_KEYS: Final[Mapping[Names, tuple[str, ...]]] = {
     ("metadata", "ownerReferences"): ("uid",),
 }
 SETS: Final = frozenset({("metadata", "finalizers")})
+# Of those, the lists whose items have one owner as a whole, in the kinds that are ours: so their CRDs say.
+OUR_WHOLE_ITEMS: Final = frozenset({("status", "conditions")})
 _KEY_DEFAULTS: Final = {"protocol": "TCP"}
 # Nobody owns what identifies the object or what the API server itself writes.
 _UNOWNED: Final = frozenset({"apiVersion", "kind"})
@@ -98,8 +100,8 @@ def canonical(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
-def flatten(manifest: Manifest) -> dict[Path, bytes]:
-    """Every field that can be owned, with its value."""
+def flatten(manifest: Manifest, whole: AbstractSet[Names] = frozenset()) -> dict[Path, bytes]:
+    """Every field that can be owned, with its value; of the lists in `whole`, each item is one value."""
     found: dict[Path, bytes] = {}
     for name, value in manifest.items():
         if name in _UNOWNED:
@@ -107,23 +109,26 @@ def flatten(manifest: Manifest) -> dict[Path, bytes]:
         if name == "metadata":
             for member, inner in value.items():
                 if member not in _UNOWNED_METADATA:
-                    _flatten(inner, ("f:metadata", f"f:{member}"), ("metadata", member), found)
+                    _flatten(inner, ("f:metadata", f"f:{member}"), ("metadata", member), found, whole)
         else:
-            _flatten(value, (f"f:{name}",), ("", name), found)
+            _flatten(value, (f"f:{name}",), ("", name), found, whole)
     return found
 
 
-def _flatten(value: Any, at: Path, names: Names, found: dict[Path, bytes]) -> None:
+def _flatten(value: Any, at: Path, names: Names, found: dict[Path, bytes], whole: AbstractSet[Names]) -> None:
     if isinstance(value, dict) and value:
         for member, inner in value.items():
-            _flatten(inner, (*at, f"f:{member}"), (names[1], member), found)
+            _flatten(inner, (*at, f"f:{member}"), (names[1], member), found, whole)
     elif isinstance(value, list) and value and names in LIST_KEYS:
         for element, item in _items(value, at, names):
             if (*at, element) in found:
                 raise Invalid(f"{pretty((*at, element))}: Duplicate value: each item's key must be its own")
+            if names in whole:
+                found[(*at, element)] = canonical(item)
+                continue
             found[(*at, element)] = _ITEM
             for member, inner in item.items():
-                _flatten(inner, (*at, element, f"f:{member}"), (names[1], member), found)
+                _flatten(inner, (*at, element, f"f:{member}"), (names[1], member), found, whole)
     elif isinstance(value, list) and value and names in SETS:
         for member in value:
             found[(*at, _member(member))] = _ITEM
@@ -150,22 +155,22 @@ def _member(value: Any) -> str:
     return "v:" + canonical(value).decode()
 
 
-def merge(live: Any, applied: Any, names: Names = ("", "")) -> Any:
+def merge(live: Any, applied: Any, whole: AbstractSet[Names] = frozenset(), names: Names = ("", "")) -> Any:
     """Lay what is applied over what stands; neither argument is changed, parts of both are shared."""
     if isinstance(live, dict) and isinstance(applied, dict):
         return live | {
-            member: merge(live[member], inner, (names[1], member)) if member in live else inner
+            member: merge(live[member], inner, whole, (names[1], member)) if member in live else inner
             for member, inner in applied.items()
         }
     if isinstance(live, list) and isinstance(applied, list):
         if names in LIST_KEYS:
-            return _merge_items(dict(_items(live, (), names)), dict(_items(applied, (), names)), names)
+            return _merge_items(dict(_items(live, (), names)), dict(_items(applied, (), names)), whole, names)
         if names in SETS:
             return live + [member for member in applied if member not in live]
     return applied
 
 
-def _merge_items(live: Manifest, applied: Manifest, names: Names) -> list[Any]:
+def _merge_items(live: Manifest, applied: Manifest, whole: AbstractSet[Names], names: Names) -> list[Any]:
     """Give the items in the order in which they are applied; those that only stand keep their place before the next shared one."""
     merged = []
     standing = iter(live.items())
@@ -178,7 +183,7 @@ def _merge_items(live: Manifest, applied: Manifest, names: Names) -> list[Any]:
                     break
                 if other not in applied:
                     merged.append(stood)
-        merged.append(merge(live[element], item, names) if element in live else item)
+        merged.append(merge(live[element], item, whole, names) if element in live and names not in whole else item)
     return merged + [stood for other, stood in standing if other not in applied]
 
 

@@ -97,6 +97,24 @@ def a_deployment(namespace: str, container: Manifest, **env: str) -> Manifest:
     }
 
 
+def a_model_infer(namespace: str) -> Manifest:
+    template = {"spec": {"containers": [{"name": "engine", "image": "simulator:1"}]}}
+    roles = [{"name": "engine", "workerReplicas": 0, "entryTemplate": template}]
+    meta = {"name": "demo", "namespace": namespace}
+    return {"metadata": meta, "spec": {"replicas": 1, "template": {"roles": roles}}}
+
+
+def a_condition(kind: str, status: str, **more: Any) -> Manifest:
+    said = {
+        "type": kind,
+        "status": status,
+        "reason": "Said",
+        "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    return said | more
+
+
 def owned_by(child: Manifest, *owners: Manifest, block: bool = True) -> Manifest:
     references = [
         {
@@ -685,6 +703,26 @@ class ApplyConformance:
             applied = await cluster.apply_status(kinds.POD, given, manager=manager)
 
         assert {condition["type"] for condition in applied["status"]["conditions"]} >= {"Ready", "example.com/Drained"}
+
+    async def test_a_condition_of_ours_is_owned_whole_and_those_of_others_stand_beside_it(self, cluster, namespace):
+        await cluster.create(kinds.MODEL_INFER, a_model_infer(namespace))
+
+        async def applied_by(manager, *conditions, force=False):
+            meta = {"name": "demo", "namespace": namespace}
+            given = {"metadata": meta, "status": {"conditions": list(conditions)}}
+            stands = await cluster.apply_status(kinds.MODEL_INFER, given, manager=manager, force=force)
+            return {one["type"]: one for one in stands["status"]["conditions"]}
+
+        ours = a_condition("Available", "True", observedGeneration=1)
+        await applied_by("one", ours)
+        both = await applied_by("two", a_condition("example.com/Audited", "True"))
+        assert both["Available"] == ours
+        assert both.keys() == {"Available", "example.com/Audited"}
+
+        with pytest.raises(Conflict):
+            await applied_by("two", a_condition("Available", "False"))
+        taken = await applied_by("two", a_condition("Available", "False"), force=True)
+        assert taken == {"Available": a_condition("Available", "False")}  # nothing of it is left from before
 
     async def test_apply_status_of_nothing_is_not_found(self, cluster, namespace):
         with pytest.raises(NotFound):
