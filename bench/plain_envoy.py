@@ -41,6 +41,7 @@ def _asker() -> dict[str, object]:
         "@type": EXT_PROC,
         "grpc_service": {"envoy_grpc": {"cluster_name": "asked", "skip_envoy_headers": True}},
         "processing_mode": {"request_header_mode": "SEND", "response_header_mode": "SKIP"},
+        "message_timeout": "5s",  # a busy machine is slow, not broken
     }
     return {"name": "envoy.filters.http.ext_proc", "typed_config": config}
 
