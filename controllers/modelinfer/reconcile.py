@@ -216,9 +216,9 @@ def _revision(case: _Case) -> Iterator[Apply]:
     if before is not None:
         wanted["data"] = before.stored["data"] if before.stored else wanted["data"]
     if before is None or differs(wanted, before.stored):
-        yield Apply(
-            kinds.CONTROLLER_REVISION, wanted
-        )  # also if it is new: data that was created is never applied as the same
+        # Also if it is new: an apply writes data in the server's order of fields. Data that was created stands in ours, so that no apply
+        # ever leaves it as it was, not even one that does not name it, and it cannot be changed.
+        yield Apply(kinds.CONTROLLER_REVISION, wanted)
 
 
 def _status(

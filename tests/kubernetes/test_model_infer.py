@@ -6,6 +6,7 @@ The peers' cases are in test_black_box_cases.py. Looked at with the official cli
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import pytest
@@ -20,6 +21,11 @@ from matrixinfer.cluster.clock import ServerClock
 from tests.cluster.conformance import eventually
 from tests.kubernetes.stage import KIND, NAMESPACE, controlling
 from tests.modelinfer.village import a_role, an_infer, rolling
+
+
+async def revisions(customer):
+    listed = await customer.call(customer.apps.list_namespaced_controller_revision, NAMESPACE, _preload_content=False)
+    return json.loads(listed.data)["items"]
 
 
 async def test_scale_subresource_and_its_selector(customer, controller):
@@ -218,6 +224,40 @@ async def test_who_fights_over_a_field_is_overruled_now_and_then_and_holds_up_no
         services = [verb for verb, resource in writes if resource == "services" and verb not in ("list", "watch")]
 
     assert len(services) <= 20
+
+
+async def test_a_stored_revision_is_numbered_anew_when_it_comes_back(customer, controller):
+    await customer.create()
+    await customer.settled()
+    [first] = await revisions(customer)
+    name = first["metadata"]["name"]
+    await customer.image("sim:2")
+    await customer.rolled("sim:2")
+    await customer.image("sim:1")
+    await customer.rolled("sim:1")
+
+    again = next(one for one in await revisions(customer) if one["metadata"]["name"] == name)
+
+    assert again["revision"] == 3
+    assert again["data"] == first["data"]
+
+
+async def test_a_stored_revision_that_was_taken_from_its_owner_is_taken_back(customer, controller):
+    await customer.create()
+    await customer.settled()
+    [before] = await revisions(customer)
+    orphan = [{"op": "remove", "path": "/metadata/ownerReferences"}]
+    name = before["metadata"]["name"]
+    await customer.call(customer.apps.patch_namespaced_controller_revision, name, NAMESPACE, orphan)
+
+    async def owned_again():
+        [after] = await revisions(customer)
+        return after["metadata"].get("ownerReferences") == before["metadata"]["ownerReferences"]
+
+    await eventually(owned_again)
+    [after] = await revisions(customer)
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert after["data"] == before["data"]
 
 
 async def test_a_status_that_somebody_else_wrote_is_put_right(customer, controller):
