@@ -1,7 +1,7 @@
 /* The events that Envoy calls, given to the filter that the configuration names.
  *
- * Envoy loads it as libmatrixinfer.so from ENVOY_DYNAMIC_MODULES_SEARCH_PATH. `model` and `rename` have no hook on the
- * answer; `rename` stands behind the router and sees every try as a request of its own.
+ * Envoy loads it as libmatrixinfer.so from ENVOY_DYNAMIC_MODULES_SEARCH_PATH. Of an answer `model` sees the last event
+ * only, and `rename` nothing; it stands behind the router and sees every try as a request of its own.
  */
 #include "module.h"
 
@@ -96,11 +96,12 @@ int envoy_dynamic_module_on_http_filter_response_headers(void *envoy, filter *se
 
 int envoy_dynamic_module_on_http_filter_response_body(void *envoy, filter *self, bool end) {
   if (self->answer != NULL) response_body(envoy, self->answer, end);
+  else if (self->kind == MODEL) response_last(envoy, RECEIVED_RESPONSE_BODY);
   return CONTINUE;
 }
 
 int envoy_dynamic_module_on_http_filter_response_trailers(void *envoy, filter *self) {
-  (void)envoy;
+  if (self->kind == MODEL) return response_last(envoy, BUFFERED_RESPONSE_BODY) ? WAIT : CONTINUE; /* and no further */
   if (self->answer != NULL) response_over(self->answer);
   return CONTINUE;
 }

@@ -26,7 +26,7 @@ typedef struct {
 
 /* ---- Envoy's side of the ABI */
 enum { REQUEST_HEADER = 0, RESPONSE_HEADER = 2 };
-enum { RECEIVED_REQUEST_BODY = 0, BUFFERED_REQUEST_BODY = 1, RECEIVED_RESPONSE_BODY = 2 };
+enum { RECEIVED_REQUEST_BODY = 0, BUFFERED_REQUEST_BODY = 1, RECEIVED_RESPONSE_BODY = 2, BUFFERED_RESPONSE_BODY = 3 };
 enum { DYNAMIC = 0 };
 enum { CONTINUE = 0, WAIT = 1 }; /* WAIT: for the body, or for the rest of it, which Envoy keeps */
 
@@ -43,6 +43,7 @@ bool envoy_dynamic_module_callback_http_get_body_chunks(void *envoy, int body, t
 bool envoy_dynamic_module_callback_http_drain_body(void *envoy, int body, size_t bytes);
 bool envoy_dynamic_module_callback_http_append_body(void *envoy, int body, text data);
 void envoy_dynamic_module_callback_http_send_response_data(void *envoy, text data, bool end);
+void envoy_dynamic_module_callback_http_send_response_trailers(void *envoy, const void *headers, size_t count);
 
 static inline bool header(void *envoy, int type, text name, text *value) {
   return envoy_dynamic_module_callback_http_get_header(envoy, type, name, value, 0, NULL) && value->ptr != NULL;
@@ -94,6 +95,7 @@ void response_request(void *envoy, response *self);
 void response_headers(void *envoy, response *self, bool end);
 void response_body(void *envoy, response *self, bool end);
 void response_over(response *self);
+bool response_last(void *envoy, int where); /* for `model`: whether the trailers are ours; puts the last event before them */
 void response_broken(void *envoy, response *self, text details);
 void response_complete(void *envoy, response *self);
 

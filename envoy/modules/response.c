@@ -4,11 +4,15 @@
  * Envoy's Lua does the first three as well (envoy/response.lua, used where no module can be loaded) at many times the
  * cost per chunk. The last one nothing that ships with Envoy can do: when an engine dies after its response has begun,
  * the client's stream is reset, and only a module's local_reply hook is asked before. It sends a last event that OpenAI
- * and Anthropic clients raise as an API error; Envoy then ends the stream as it would have.
+ * and Anthropic clients raise as an API error; Envoy then ends the stream as it would have. What a module sends passes all
+ * filters. Where an external provider's answer is translated, one of them is ext_proc, which would hand the event to the
+ * picker and have it back when the stream is gone. But trailers it lets pass, unless a chunk is with the picker: they are
+ * sent, and the filter `model`, which they come to next, puts the event before them and keeps them. (Not this filter: Envoy
+ * calls no hook of one that is in a hook.) While they are on their way, some more of the body may come before them, of no bytes.
  *
  * No state outside the stream, so no locks.
  *
- * Metadata read:    matrixinfer          usage_chunks: hide-all | hide-running
+ * Metadata read:    matrixinfer          usage_chunks: hide-all | hide-running; provider: the answer is one's
  * Metadata written: matrixinfer.usage    prompt_tokens, completion_tokens, cached_tokens, model
  *                   matrixinfer.timing   first_token_ms: ms since the epoch
  * They are written once, when the stream is over and before it is logged: also if an engine died or a client left.
@@ -381,6 +385,23 @@ void response_body(void *envoy, response *self, bool end) {
 
 void response_over(response *self) { self->open = false; }
 
+/* What is sent with trailers of ours, while the worker's thread is in the call that sends them. */
+static _Thread_local struct {
+  bool sending;
+  text event; /* empty as soon as it has gone out */
+} last;
+
+bool response_last(void *envoy, int where) {
+  if (last.event.length && envoy_dynamic_module_callback_http_append_body(envoy, where, last.event)) last.event.length = 0;
+  return last.sending;
+}
+
+/* Whether an external provider answers, and not an engine. */
+static bool provided(void *envoy) {
+  text note;
+  return envoy_dynamic_module_callback_http_get_metadata_string(envoy, DYNAMIC, TEXT("matrixinfer"), TEXT("provider"), &note);
+}
+
 /* `details` is Envoy's response code detail, e.g. upstream_reset_after_response_started{connection_termination}. */
 void response_broken(void *envoy, response *self, text details) {
   if (!self->open) return;
@@ -390,18 +411,27 @@ void response_broken(void *envoy, response *self, text details) {
     if (details.ptr[i] >= ' ' && details.ptr[i] != '"' && details.ptr[i] != '\\') why[length++] = details.ptr[i];
   why[length] = 0;
   bool silent = starts(details, TEXT("upstream_per_try_idle_timeout"));
-  const char *message = silent ? "The engine was silent for longer than the route allows; send the request again."
-                               : "The engine stopped before the answer was complete; send the request again.";
+  bool outside = provided(envoy);
+  const char *who = outside ? "provider" : "engine";
+  const char *what = silent ? "was silent for longer than the route allows" : "stopped before the answer was complete";
   int size = self->anthropic ? snprintf(event, sizeof event,
                                         "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\","
-                                        "\"message\":\"%s (%s)\"}}\n\n",
-                                        message, why)
+                                        "\"message\":\"The %s %s; send the request again. (%s)\"}}\n\n",
+                                        who, what, why)
                              : snprintf(event, sizeof event,
-                                        "data: {\"error\":{\"message\":\"%s (%s)\",\"type\":\"upstream_error\","
-                                        "\"param\":null,\"code\":\"%s\"}}\n\n",
-                                        message, why, silent ? "stream_idle" : "stream_interrupted");
+                                        "data: {\"error\":{\"message\":\"The %s %s; send the request again. (%s)\","
+                                        "\"type\":\"upstream_error\",\"param\":null,\"code\":\"%s\"}}\n\n",
+                                        who, what, why, silent ? "stream_idle" : "stream_interrupted");
   self->open = self->watched = false; /* never twice, and past this filter as it is; the end is Envoy's to send */
-  envoy_dynamic_module_callback_http_send_response_data(envoy, (text){event, (size_t)size}, false);
+  if (outside) {
+    last.sending = true;
+    last.event = (text){event, (size_t)size};
+    envoy_dynamic_module_callback_http_send_response_trailers(envoy, NULL, 0);
+    last.sending = false;
+    last.event.length = 0;
+  } else {
+    envoy_dynamic_module_callback_http_send_response_data(envoy, (text){event, (size_t)size}, false);
+  }
 }
 
 static void write_number(void *envoy, text key, int64_t value) {

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from tests.e2e.stack import CHAT, MESSAGES, a_pod, a_server, running, write
+from tests.e2e.stack import CHAT, MESSAGES, a_pod, a_server, an_error, running, write
 from tests.local.waiting import eventually_async
 from tests.providers import fakes
 from tests.providers.town import a_provider, a_route, a_secret, chat, inside, messages, outside
@@ -166,12 +166,12 @@ async def test_an_answer_that_is_none_becomes_an_error(place, body):
     assert (other.status, other.json["type"]) == (502, "error")
 
 
-def cut(how):
+def cut(how, *, pause_s=0.1):
     """Behave as a stream that ends in its middle: the connection breaks, or no more is said."""
 
     async def behave(request, got):
         events = fakes.messages_events(got.body) if got.path == MESSAGES else fakes.chat_events(got.body)
-        return await fakes.streamed(request, events[:4], cut=how == "broken", pause_s=0.1)
+        return await fakes.streamed(request, events[:4], cut=how == "broken", pause_s=pause_s)
 
     return behave
 
@@ -187,13 +187,71 @@ async def test_a_stream_whose_connection_breaks_ends_with_an_error(place, model,
 
 
 @pytest.mark.parametrize(("model", "path"), [("claude", CHAT), ("gpt", MESSAGES)])
-async def test_a_translated_stream_whose_connection_breaks_is_cut(place, model, path):
+async def test_a_translated_stream_whose_connection_breaks_ends_with_an_error_of_the_clients_api(place, model, path):
+    world, provider = place
+    provider.behave = cut("broken")
+    name, before = world.new_id(), await world.metrics()
+
+    answer = await world.send(path, model=model, stream=True, headers={"x-request-id": name})
+
+    *_, last = answer.body.strip().split(b"\n\n")
+    data = json.loads(last.partition(b"data: ")[2])
+    assert answer.status == 200
+    if path == CHAT:
+        assert an_error(json.dumps(data))["code"] == "stream_interrupted"
+    else:
+        assert last.startswith(b"event: error\n")
+        assert (data["type"], data["error"]["type"]) == ("error", "api_error")
+    assert b"The provider stopped before the answer was complete" in last
+    assert answer.body.count(b"error") == last.count(b"error")  # it says so once
+    ended, after = (await world.decision(name))["end"], await world.settled()
+    assert (ended["end"], ended["outcome"]["status"]) == ("failed", 200)
+    for event in ("opened", "settled"):
+        counted = f"matrixinfer_ledger_total{{event={event}}}"
+        assert after[counted] == before[counted] + 1
+
+
+async def test_clients_libraries_raise_for_a_translated_stream_whose_connection_breaks(place):
     world, provider = place
     provider.behave = cut("broken")
 
-    answer = await world.send(path, model=model, stream=True)
+    with pytest.raises(openai.APIError, match="The provider stopped"):
+        async for _chunk in await chat(world).chat.completions.create(model="claude", messages=HELLO, stream=True):
+            pass
+    with pytest.raises(anthropic.APIError, match="The provider stopped"):
+        async with messages(world).messages.stream(model="gpt", messages=HELLO, max_tokens=9) as stream:
+            await stream.get_final_message()
 
-    assert (answer.status, answer.broken) == (200, True)
+
+@pytest.mark.parametrize(("model", "path"), [("claude", CHAT), ("gpt", MESSAGES)])
+async def test_translated_streams_that_break_harm_nobody(place, model, path):
+    world, provider = place
+    provider.behave = cut("broken")
+    pids = world.stack.pids()
+
+    answers = await asyncio.gather(*(world.send(path, model=model, stream=True) for _ in range(60)))
+    provider.behave = None
+    whole = await world.send(path, model=model, stream=True)
+
+    assert all(b"The provider stopped" in answer.body for answer in answers)
+    assert b"error" not in whole.body
+    assert world.stack.pids() == pids
+
+
+@pytest.mark.parametrize(("model", "path"), [("claude", CHAT), ("gpt", MESSAGES)])
+async def test_a_translated_stream_that_breaks_with_a_chunk_never_passes_for_a_whole_one(place, model, path):
+    world, provider = place
+    provider.behave = cut("broken", pause_s=0)
+    before = await world.settled()
+
+    answers = await asyncio.gather(*(world.send(path, model=model, stream=True) for _ in range(60)))
+
+    after = await world.settled()
+    told = [b"The provider stopped" in answer.body for answer in answers]
+    assert all(one or answer.broken or answer.status >= 500 for one, answer in zip(told, answers, strict=True))
+    for event in ("opened", "settled"):
+        counted = f"matrixinfer_ledger_total{{event={event}}}"
+        assert after[counted] == before[counted] + 60
 
 
 async def test_a_translated_stream_that_says_no_more_ends_with_an_error(place):
