@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -64,10 +65,10 @@ class ControlPlane:
 
     def start(self, *more: str) -> None:
         """Start it, again at the same address if it ran before, and wait until pods can be created."""
-        port = (f"--port={self.server.rpartition(':')[2]}",) if self.said else ()
+        port = self.server.rpartition(":")[2] if self.said else a_port()
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self.binary, f"--dir={self.folder}", "--stdin", *port, *self.options, *more],
+                [self.binary, f"--dir={self.folder}", "--stdin", f"--port={port}", *self.options, *more],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -128,7 +129,7 @@ def any_control_plane(crds=()):
 def envtest(assets: Path):
     """Run etcd and kube-apiserver as controller-runtime's envtest does; its certificate is of its own making."""
     folder = Path(tempfile.mkdtemp(prefix="envtest-"))
-    etcd, peer, port = (_free_port() for _ in range(3))
+    etcd, peer, port = (a_port() for _ in range(3))
     key, tokens, config = folder / "accounts.key", folder / "tokens.csv", folder / "kubeconfig"
     token = os.urandom(16).hex()
     tokens.write_text(f"{token},admin,admin,system:masters\n")
@@ -178,10 +179,13 @@ def envtest(assets: Path):
         yield ControlPlane(config, said={"server": server}, collects=False)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def a_port() -> int:
+    """Choose a free port that stays free until it is taken: the kernel gives those from 32768 on to whoever wants any."""
+    while True:
+        port = random.randrange(10_240, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _await_port(port: int) -> None:

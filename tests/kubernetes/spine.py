@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -156,12 +155,7 @@ async def deployed(plane, *, engines: bool = True):
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         stack.callback(addresses.close)
-        held = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for probe in held:
-            probe.bind(("127.0.0.1", 0))
-        spine.ports = dict(zip(("xds", "gateway", "webhooks"), (each.getsockname()[1] for each in held), strict=True))
-        for probe in held:
-            probe.close()
+        spine.ports = {name: control_plane.a_port() for name in ("xds", "gateway", "webhooks")}
         data = one(spine.documents, "ConfigMap", "matrixinfer-gateway")["data"]
         for name, text in data.items():
             (folder / name).write_text(spine.place(text))

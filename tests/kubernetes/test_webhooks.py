@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import copy
 import json
-import socket
 import subprocess
 import sys
 from base64 import b64encode
@@ -300,9 +299,7 @@ async def test_the_deployed_rights_are_enough_and_the_process_is_asked(plane, lo
         one["user"]["as"] = "system:serviceaccount:matrixinfer-system:matrixinfer-controllers"
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(yaml.safe_dump(config))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = control_plane.a_port()
     argv = [
         "--kubeconfig",
         str(kubeconfig),
