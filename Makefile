@@ -23,9 +23,10 @@ run: $(READY)
 # Not for tests of something else, nor where an API server is given; if it cannot be built, the tests' last lines say so.
 WANTS_KUBETEST = $(if $(KUBEBUILDER_ASSETS)$(TEST_KUBECONFIG),,$(if $(ARGS),$(findstring kubernetes,$(ARGS)),all))
 
+# Bytecode is kept: the tests start some hundred processes, and each would compile everything anew.
 test: $(READY)
 	@$(if $(WANTS_KUBETEST),! command -v go >/dev/null || $(MAKE) --no-print-directory kubetest helm || echo "kubetest or helm was not built: see above" >&2,:)
-	$(BIN)/python -m pytest $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
