@@ -137,6 +137,10 @@ end
 
 function envoy_on_response(handle)
   local headers = handle:headers()
+  if headers:get(":status") == "503" then
+    -- Envoy asks for other credentials also where it only cannot get the keys to check these.
+    headers:remove("www-authenticate")
+  end
   local kind = headers:get("content-type")
   if kind == nil or headers:get("content-encoding") ~= nil or byte(headers:get(":status")) ~= 50 then
     return

@@ -326,6 +326,10 @@ void response_request(void *envoy, response *self) {
 
 void response_headers(void *envoy, response *self, bool end) {
   text type, status, other, mode;
+  /* Envoy asks for other credentials also where it only cannot get the keys to check these. */
+  if (header(envoy, RESPONSE_HEADER, TEXT(":status"), &status) && same(status, TEXT("503")) &&
+      header(envoy, RESPONSE_HEADER, TEXT("www-authenticate"), &other))
+    envoy_dynamic_module_callback_http_set_header(envoy, RESPONSE_HEADER, TEXT("www-authenticate"), (text){NULL, 0});
   if (end || !header(envoy, RESPONSE_HEADER, TEXT("content-type"), &type)) return;
   bool events = starts(type, TEXT("text/event-stream"));
   self->open = events;

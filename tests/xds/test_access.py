@@ -191,7 +191,8 @@ async def test_a_key_is_rotated_without_closing_a_connection():
         assert await stack.envoy.admin("/config_dump?resource=dynamic_listeners") == listeners
 
 
-async def test_keys_of_an_issuer_come_from_a_url_and_its_absence_is_said():
+@pytest.mark.parametrize("module", [True, False])
+async def test_keys_of_an_issuer_come_from_a_url_and_its_absence_is_said(module):
     second = Signer("k2")
 
     async def answer(_request, writer):
@@ -203,11 +204,12 @@ async def test_keys_of_an_issuer_come_from_a_url_and_its_absence_is_said():
     await server.start()
     url = f"http://localhost:{server.port}/keys"
     await server.stop()
-    async with running(module=True) as stack:
+    async with running(module=module) as stack:
         await stack.apply(access=replace(ACCESS, issuers=(replace(ISSUER, jwks=ir.Jwks(url=url)),)))
         stack.pick(0)
         token = bearer(second.token(aud="gateway"))
         away = await stack.envoy.request(**token)
+        bad = await stack.envoy.request(**bearer(Signer().token(aud="gateway", iss="https://else.test")))
         by_key = await stack.envoy.request(**bearer("sk-bob"))
         await server.start()
         deadline = time.monotonic() + 15
@@ -218,6 +220,8 @@ async def test_keys_of_an_issuer_come_from_a_url_and_its_absence_is_said():
 
     await server.stop()
     assert (away.status, away.json["error"]["code"], by_key.status) == (503, "keys_unavailable", 200)
+    assert "www-authenticate" not in away.headers  # other credentials would not help
+    assert (bad.status, "www-authenticate" in bad.headers) == (401, True)
     assert (again, len(server.requests)) == ([200] * 5, fetched)
 
 
