@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 PODS: Final = "/api/v1/namespaces/default/pods"
 INFERS: Final = f"/apis/{kinds.MODEL_INFER.api_version}/namespaces/default/modelinfers"
 REVISIONS: Final = "/apis/apps/v1/namespaces/default/controllerrevisions"
+_INITIAL_END: Final = "k8s.io/initial-events-end"  # on the bookmark after what a watch begins with
 _MERGE: Final = "application/merge-patch+json"
 _PATIENCE_S: Final = 300.0
 _IDLE_S: Final = 10.0
@@ -51,14 +52,22 @@ class Watched:
         self._news = asyncio.Event()
 
     async def follow(self, client: Bare, path: str, objects: dict[str, Manifest]) -> None:
-        """Keep up with what there is; a watch that the server ends for being slow begins anew."""
+        """Keep up with what there is; a watch that the server ends for being slow begins anew, and until it is complete nothing is new."""
         while True:
-            objects.clear()
+            beginning: dict[str, Manifest] = {}
+            known = beginning
             async for event, manifest in client.watch(path):
-                if event == "DELETED":
-                    objects.pop(manifest["metadata"]["name"], None)
-                elif event != "BOOKMARK":
-                    objects[manifest["metadata"]["name"]] = manifest
+                if event == "ERROR":
+                    break
+                if event == "BOOKMARK":
+                    if known is beginning and _INITIAL_END in manifest["metadata"].get("annotations", {}):
+                        objects.clear()
+                        objects.update(beginning)
+                        known = objects
+                elif event == "DELETED":
+                    known.pop(manifest["metadata"]["name"], None)
+                else:
+                    known[manifest["metadata"]["name"]] = manifest
                 self._news.set()
 
     async def until(self, holds: Callable[[], bool]) -> None:
