@@ -52,10 +52,10 @@ class Clients:
 
     async def _leave(self):
         while self._left < LEFT:
-            self._left += 1
+            number = self._left = self._left + 1
             body = self._body(most=8192, stream=False)
             client = await load.connect(self._gateway.url, keep_body=True)
-            answer = client.send(0, self._request(body, f"left-{self._left}"))
+            answer = client.send(0, self._request(body, f"left-{number}"))
             await asyncio.wait([answer], timeout=0.05 + 2.5 * self._draw.random())
             client.close()
             sample = await answer
@@ -103,6 +103,7 @@ async def test_clients_that_leave_plain_answers_are_charged_what_the_engines_mad
     LOG.info("%d decided of %d", len(left), LEFT)
     LOG.info("%d left: charged %d, made %d (%+.1f %%)", len(known), ours, theirs, 100 * (ours / theirs - 1))
     LOG.info("single ones off by %s; free: %s; %d stayed", off[:: len(off) // 16], free, clients.stayed)
+    assert len({one["request_id"] for one, _ in left}) == len(left)
     assert len(known) >= 100
     assert Counter(charged["by"] for _, charged in known) == {"estimate": len(known)}
     assert all(charged["output_tokens"] == 0 for charged in free)
