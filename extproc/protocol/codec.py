@@ -1,6 +1,6 @@
 """ext_proc messages to and from bytes: `decode` for what the gateway says, one function for each answer of ours.
 
-Decoding is upb's (the generated classes of xds-protos), into the values of `messages`. The answers of the fast path
+Decoding is upb's, by the generated classes of xds-protos (headers: by `lean`), into the values of `messages`. The answers of the fast path
 are constants or written by `wire`; the others are built with the generated classes. `ProcessingResponse` field 11 is
 never set: generated classes and Envoy disagree about it.
 """
@@ -12,11 +12,12 @@ from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
+from envoy.config.core.v3.base_pb2 import HeaderValue
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from extproc.protocol import messages
+from extproc.protocol import lean, messages
 from extproc.protocol.wire import field, varint
 from extproc.types import Reply
 from matrixinfer.api import dataplane
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
     from extproc.types import Decision
 
 MAX_CHUNK: Final = 62_000  # bytes of body in one duplex answer: gateways take 64 KiB messages at least
+# Headers that are kept as they were read: most of a request's are among them, which takes a third less than reading all.
+_KEPT_HEADERS: Final = 1024
+_MOST_KEPT: Final = 4096  # bytes of a request's headers; of longer ones none is kept, or they could take 60 MB
 
-_parse = pb.ProcessingRequest.FromString
+_parse = lean.ProcessingRequest.FromString
 
 
 class Malformed(ValueError):
@@ -48,7 +52,7 @@ def decode(data: bytes) -> messages.Message:
     kind = request.WhichOneof("request")
     if kind == "request_body":
         body = request.request_body
-        return messages.RequestBody(body.body, body.end_of_stream, _subset(request))
+        return messages.RequestBody(body.body, body.end_of_stream, _subset(_namespaces(request)))
     if kind == "request_headers":
         return _request_headers(request)
     if kind == "response_body":
@@ -56,21 +60,37 @@ def decode(data: bytes) -> messages.Message:
     if kind == "response_headers":
         return _response_headers(request)
     if kind == "request_trailers":
-        return messages.RequestTrailers(_subset(request))
+        return messages.RequestTrailers(_subset(_namespaces(request)))
     if kind == "response_trailers":
         return messages.ResponseTrailers()
     raise Malformed("a ProcessingRequest without a request")
 
 
-def _headers(entries: Any) -> dict[str, str]:
+def _header(entry: bytes) -> Any:
     try:
-        headers = {entry.key.lower(): entry.raw_value.decode() or entry.value for entry in entries}
+        return HeaderValue.FromString(entry)
+    except DecodeError as error:
+        raise Malformed("a header that cannot be read") from error
+
+
+def _read(entry: bytes) -> tuple[str, str]:
+    header = _header(entry)
+    return header.key.lower(), header.raw_value.decode() or header.value
+
+
+_known = lru_cache(_KEPT_HEADERS)(_read)
+
+
+def _headers(entries: Any) -> dict[str, str]:
+    raw: list[bytes] = list(entries)
+    try:
+        headers = dict(map(_known if sum(map(len, raw)) <= _MOST_KEPT else _read, raw))
     except UnicodeDecodeError:
         headers = {}
-    if len(headers) == len(entries):
+    if len(headers) == len(raw):
         return headers
     headers = {}  # a header twice, or one that is not UTF-8
-    for entry in entries:
+    for entry in map(_header, raw):
         name, value = entry.key.lower(), entry.raw_value.decode("utf-8", "replace") or entry.value
         headers[name] = f"{headers[name]},{value}" if name in headers else value
     return headers
@@ -85,10 +105,11 @@ def _config(request: Any) -> messages.ProtocolConfig | None:
     )
 
 
-def _subset(request: Any) -> tuple[str, ...] | None:
-    if not request.HasField("metadata_context"):
-        return None
-    namespaces = request.metadata_context.filter_metadata
+def _namespaces(request: Any) -> Any:
+    return request.metadata_context.filter_metadata if request.HasField("metadata_context") else ()
+
+
+def _subset(namespaces: Any) -> tuple[str, ...] | None:
     if dataplane.SUBSET_METADATA not in namespaces:
         return None
     fields = namespaces[dataplane.SUBSET_METADATA].fields
@@ -107,8 +128,7 @@ def _subset(request: Any) -> tuple[str, ...] | None:
     return tuple(endpoint_name(hint) for hint in hints if hint.strip())
 
 
-def _caller(request: Any) -> messages.Caller | None:
-    namespaces = request.metadata_context.filter_metadata
+def _caller(namespaces: Any) -> messages.Caller | None:
     if dataplane.ACCESS_METADATA not in namespaces:
         return None
     fields = namespaces[dataplane.ACCESS_METADATA].fields
@@ -137,20 +157,21 @@ def _request_headers(request: Any) -> messages.RequestHeaders:
     headers, end, config = _headers(head.headers.headers), head.end_of_stream, _config(request)
     if not request.HasField("metadata_context"):
         return messages.RequestHeaders(headers, end, config)
-    return messages.RequestHeaders(headers, end, config, _subset(request), _caller(request), *_along(request))
-
-
-def _along(request: Any) -> tuple[bytes | None, str]:
-    """Return the body that came along with the headers, and the name of the request."""
     metadata = request.metadata_context
-    if dataplane.BODY_METADATA not in metadata.typed_filter_metadata:
-        return None, ""
+    namespaces, typed = metadata.filter_metadata, metadata.typed_filter_metadata
+    body, ticket = _along(typed, namespaces) if dataplane.BODY_METADATA in typed else (None, "")
+    return messages.RequestHeaders(headers, end, config, _subset(namespaces), _caller(namespaces), body, ticket)
+
+
+def _along(typed: Any, namespaces: Any) -> tuple[bytes, str]:
+    """Return the body that came along with the headers, and the name of the request."""
     try:
-        body = BytesValue.FromString(metadata.typed_filter_metadata[dataplane.BODY_METADATA].value).value
+        body: bytes = BytesValue.FromString(typed[dataplane.BODY_METADATA].value).value
     except DecodeError as error:
         raise Malformed("metadata that is no body") from error
-    ours = metadata.filter_metadata
-    return body, ours[dataplane.METADATA].fields[dataplane.OFFERED].string_value if dataplane.METADATA in ours else ""
+    if dataplane.METADATA not in namespaces:
+        return body, ""
+    return body, namespaces[dataplane.METADATA].fields[dataplane.OFFERED].string_value
 
 
 def _response_headers(request: Any) -> messages.ResponseHeaders:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc import errors
-from extproc.protocol import codec, wire
+from extproc.protocol import codec, lean, wire
 from extproc.protocol.messages import (
     BodyMode,
     RequestBody,
@@ -28,6 +28,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=300)
 
 def a_head(*pairs, end=False):
     request = pb.ProcessingRequest()
+    request.request_headers.SetInParent()
     for name, value in pairs:
         request.request_headers.headers.headers.add(key=name, raw_value=value)
     request.request_headers.end_of_stream = end
@@ -57,6 +58,56 @@ def test_raw_value_is_preferred_and_value_is_read_where_it_is_missing():
 
 def test_a_header_that_is_not_utf8_does_not_hide_the_others():
     assert read(a_head(("a", b"\xff"), ("b", b"fine"))).headers == {"a": "\ufffd", "b": "fine"}
+
+
+def joined(pairs):
+    headers = {}
+    for key, value, raw in pairs:
+        name, text = key.lower(), raw.decode("utf-8", "replace") or value
+        headers[name] = f"{headers[name]},{text}" if name in headers else text
+    return headers
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "A", "b", "c"]) | TEXT, TEXT, st.binary(max_size=40)), max_size=8))
+def test_headers_are_read_as_the_generated_classes_wrote_them(pairs):
+    request = a_head()
+    for name, value, raw in pairs:
+        request.request_headers.headers.headers.add(key=name, value=value, raw_value=raw)
+
+    assert read(request).headers == joined(pairs)
+    assert read(request).headers == joined(pairs)  # and once more, where they are known
+
+
+def test_all_that_is_read_has_its_place_in_the_lean_message():
+    generated, ours = pb.ProcessingRequest.DESCRIPTOR, lean.ProcessingRequest.DESCRIPTOR
+
+    assert [(field.number, field.name) for field in ours.fields] == [
+        (field.number, field.name)
+        for field in generated.fields
+        if field.name not in {"attributes", "observability_mode"}
+    ]
+    assert [field.name for field in ours.oneofs_by_name["request"].fields] == [
+        field.name for field in generated.oneofs_by_name["request"].fields
+    ]
+
+
+def test_long_headers_are_not_kept():
+    before = codec._known.cache_info()
+
+    headers = read(a_head((":path", b"/"), ("cookie", b"c" * 5000))).headers
+
+    assert headers == {":path": "/", "cookie": "c" * 5000}
+    assert codec._known.cache_info() == before
+
+
+@pytest.mark.parametrize("others", [[], [(b"a", b"\xff")], [(b"a", b"1"), (b"a", b"2")]])
+def test_a_header_that_cannot_be_read_is_malformed(others):
+    entries = [wire.field(b"\x0a", name) + wire.field(b"\x1a", value) for name, value in others]
+    entries.append(b"\x0a\x7f")  # a name of 127 bytes, of which none is there
+    head = wire.field(b"\x0a", b"".join(wire.field(b"\x0a", entry) for entry in entries))
+
+    with pytest.raises(codec.Malformed):
+        codec.decode(wire.field(b"\x12", head))
 
 
 def test_the_first_message_tells_the_body_modes():
