@@ -78,13 +78,25 @@ def _read(entry: bytes) -> tuple[str, str]:
     return header.key.lower(), header.raw_value.decode() or header.value
 
 
-_known = lru_cache(_KEPT_HEADERS)(_read)
+class _Known(dict[bytes, tuple[str, str]]):
+    """What headers say that came before; of credentials nothing is kept."""
+
+    def __missing__(self, entry: bytes) -> tuple[str, str]:
+        found = _read(entry)
+        if found[0] not in dataplane.CREDENTIALS:
+            if len(self) >= _KEPT_HEADERS:
+                self.clear()
+            self[entry] = found
+        return found
+
+
+_known = _Known()
 
 
 def _headers(entries: Any) -> dict[str, str]:
     raw: list[bytes] = list(entries)
     try:
-        headers = dict(map(_known if sum(map(len, raw)) <= _MOST_KEPT else _read, raw))
+        headers = dict(map(_known.__getitem__ if sum(map(len, raw)) <= _MOST_KEPT else _read, raw))
     except UnicodeDecodeError:
         headers = {}
     if len(headers) == len(raw):

@@ -91,13 +91,21 @@ def test_all_that_is_read_has_its_place_in_the_lean_message():
     ]
 
 
-def test_long_headers_are_not_kept():
-    before = codec._known.cache_info()
+@pytest.mark.parametrize("kept", [("cookie", b"c" * 5000), ("authorization", b"Bearer sk"), ("X-API-Key", b"sk")])
+def test_long_headers_and_credentials_are_not_kept(kept):
+    read(a_head((":path", b"/")))
+    before = dict(codec._known)
 
-    headers = read(a_head((":path", b"/"), ("cookie", b"c" * 5000))).headers
+    headers = read(a_head((":path", b"/"), kept)).headers
 
-    assert headers == {":path": "/", "cookie": "c" * 5000}
-    assert codec._known.cache_info() == before
+    assert headers == {":path": "/", kept[0].lower(): kept[1].decode()}
+    assert codec._known == before
+
+
+def test_headers_that_are_kept_are_bounded():
+    for number in range(3000):
+        assert read(a_head(("x-request-id", b"%d" % number))).headers == {"x-request-id": str(number)}
+    assert len(codec._known) <= 1024
 
 
 @pytest.mark.parametrize("others", [[], [(b"a", b"\xff")], [(b"a", b"1"), (b"a", b"2")]])
