@@ -111,7 +111,8 @@ def renewed(chest: Chest | None, names: Sequence[str], now: datetime, terms: Ter
         stands = usable and now < terms.due(shown)
     else:
         stands = usable and (not told or now < settled_at(authority.certificate, terms))
-    serving = chest.serving if stands else new_certificate(authority, names, now, terms)
+    # Whoever has slept needs both at once: the authority that is known signs once more, while its key is at hand.
+    serving = chest.serving if stands else new_certificate(chest.authority, names, now, terms)
     same = authority is chest.authority and serving is chest.serving and trusted == chest.trusted
     return chest if same else Chest(authority, trusted, serving)
 

@@ -75,6 +75,18 @@ def test_a_new_authority_is_trusted_before_it_signs():
     assert holds(signs, both.bundle, due + HOUR)
 
 
+def test_an_authority_that_is_known_signs_once_more_when_both_are_due():
+    chest = renewed(None, NAMES, START, TERMS)
+    later = START + timedelta(days=731)
+    both = renewed(chest, NAMES, later, TERMS)
+
+    assert both.authority is not chest.authority
+    assert holds(both, chest.bundle, later)
+    signs = renewed(both, NAMES, later + HOUR, TERMS)
+    assert not holds(signs, chest.bundle, later + HOUR)
+    assert holds(signs, both.bundle, later + HOUR)
+
+
 def test_everything_is_made_anew_after_years_of_sleep():
     chest = renewed(None, NAMES, START, TERMS)
     later = START + timedelta(days=4 * 365)
