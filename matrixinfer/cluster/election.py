@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from datetime import UTC, datetime
@@ -86,11 +87,13 @@ class Elector:
 
     async def _write(self, step: Write) -> bool:
         sent_at = self._clock()
+        writing = asyncio.ensure_future(self._put(step.lease))
         try:
-            if "resourceVersion" in step.lease["metadata"]:
-                written = await self._cluster.update(kinds.LEASE, step.lease)
-            else:
-                written = await self._cluster.create(kinds.LEASE, step.lease)
+            written = await asyncio.shield(writing)
+        except asyncio.CancelledError:  # what is on its way arrives all the same, and only who knows it can release it
+            with contextlib.suppress(ClusterError):
+                self._candidate.wrote(await writing, sent_at)
+            raise
         except (Conflict, AlreadyExists, NotFound):  # another was faster
             await self._look()
             return False
@@ -102,6 +105,11 @@ class Elector:
         self._candidate.wrote(written, sent_at)
         self._tell()
         return True
+
+    async def _put(self, lease: Manifest) -> Manifest:
+        if "resourceVersion" in lease["metadata"]:
+            return await self._cluster.update(kinds.LEASE, lease)
+        return await self._cluster.create(kinds.LEASE, lease)
 
     async def _look(self) -> None:
         try:

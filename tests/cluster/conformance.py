@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from matrixinfer.cluster.store import Source
 
-PATIENCE_S = 20
+PATIENCE_S = 45  # a lease that nobody gave back runs for 15
 WIDGET = Kind(
     "conformance.matrixinfer.ai",
     "v1",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import pytest
+
 from matrixinfer.api import kinds
 from matrixinfer.cluster.election import Elector
 from matrixinfer.cluster.lease import Candidate, Terms
@@ -66,6 +68,47 @@ async def test_one_leads_and_the_next_takes_over_when_it_lets_go():
             assert (first.told, second.told) == ([True, False], [True])
             lease = await cluster.get(kinds.LEASE, "lease", "default")
             assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) == ("b", 1)
+
+
+class Slow(Breakable):
+    """A cluster that carries out writes at once, and answers them when told to, as one does that is asked in a thread."""
+
+    def __init__(self, cluster):
+        super().__init__(cluster)
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
+
+    async def create(self, kind, manifest):
+        return await self._late(await self.cluster.create(kind, manifest))
+
+    async def update(self, kind, manifest):
+        return await self._late(await self.cluster.update(kind, manifest))
+
+    async def _late(self, written):
+        self.asked.set()
+        await self.answers.wait()
+        return written
+
+
+@pytest.mark.parametrize("renewal", [False, True])
+async def test_who_stops_while_a_write_of_the_lease_is_on_its_way_lets_go_of_it_as_well(renewal):
+    cluster = MemoryCluster()
+    slow = Slow(cluster)
+    async with standing(slow, "a") as first:
+        if renewal:
+            slow.answers.set()
+            await until(lambda: first.leads)
+            slow.answers.clear()
+            slow.asked.clear()
+        await slow.asked.wait()
+        first.task.cancel()
+        await asyncio.sleep(0)
+        slow.answers.set()
+        await asyncio.gather(first.task, return_exceptions=True)
+        await first.release()
+
+        lease = await cluster.get(kinds.LEASE, "lease", "default")
+        assert lease["spec"]["holderIdentity"] == ""
+        assert not first.leads
 
 
 async def test_a_leader_that_cannot_renew_is_told_so_before_another_leads():
