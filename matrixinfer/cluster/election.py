@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _AGAIN_S = 0.5  # after a failure: the lease runs out
+_ARRIVES_S = 5.0  # a write that is on its way when all ends; nobody waits longer for it, and the lease runs out
 
 
 def _wall() -> datetime:
@@ -91,8 +92,8 @@ class Elector:
         try:
             written = await asyncio.shield(writing)
         except asyncio.CancelledError:  # what is on its way arrives all the same, and only who knows it can release it
-            with contextlib.suppress(ClusterError):
-                self._candidate.wrote(await writing, sent_at)
+            with contextlib.suppress(ClusterError, TimeoutError):
+                self._candidate.wrote(await asyncio.wait_for(writing, _ARRIVES_S), sent_at)
             raise
         except (Conflict, AlreadyExists, NotFound):  # another was faster
             await self._look()

@@ -8,6 +8,7 @@ import contextlib
 import pytest
 
 from matrixinfer.api import kinds
+from matrixinfer.cluster import election
 from matrixinfer.cluster.election import Elector
 from matrixinfer.cluster.lease import Candidate, Terms
 from matrixinfer.cluster.loop import Controller, Loop, itself
@@ -109,6 +110,18 @@ async def test_who_stops_while_a_write_of_the_lease_is_on_its_way_lets_go_of_it_
         lease = await cluster.get(kinds.LEASE, "lease", "default")
         assert lease["spec"]["holderIdentity"] == ""
         assert not first.leads
+
+
+async def test_who_stops_does_not_wait_for_ever_for_a_write_of_the_lease(monkeypatch):
+    monkeypatch.setattr(election, "_ARRIVES_S", 0.05)
+    slow = Slow(MemoryCluster())
+    async with standing(slow, "a") as first:
+        await slow.asked.wait()
+        first.task.cancel()
+
+        async with asyncio.timeout(20):
+            await asyncio.gather(first.task, return_exceptions=True)
+    assert not first.leads
 
 
 async def test_a_leader_that_cannot_renew_is_told_so_before_another_leads():
