@@ -57,9 +57,8 @@ class _Punctual:
             self.connect()  # type: ignore[attr-defined]
         bounded = sending.over < float("inf")
         if (bounded or self._bounded) and _USER_TIMEOUT is not None:
-            left_ms = (
-                max(int((sending.over - boottime()) * 1000), 1) if bounded else 0
-            )  # 0: as long as the system has it
+            # 0: as long as the system has it
+            left_ms = max(int((sending.over - boottime()) * 1000), 1) if bounded else 0
             self.sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, left_ms)
             self._bounded = bounded
         if bounded:
@@ -82,7 +81,9 @@ def _send_before(moment: float, sock: socket.socket, whole: memoryview) -> None:
         while whole:
             left_s = moment - boottime()
             if left_s < 0:
-                raise urllib3.exceptions.ConnectTimeoutError("connecting took too long for a write under a lease")
+                raise urllib3.exceptions.ConnectTimeoutError(
+                    "connecting and sending took too long for a write under a lease"
+                )
             try:
                 whole = whole[sock.send(whole) :]
             except (BlockingIOError, ssl.SSLWantWriteError):
