@@ -327,14 +327,13 @@ void response_request(void *envoy, response *self) {
 void response_headers(void *envoy, response *self, bool end) {
   text type, status, other, mode;
   /* Envoy asks for other credentials also where it only cannot get the keys to check these. */
-  if (header(envoy, RESPONSE_HEADER, TEXT(":status"), &status) && same(status, TEXT("503")) &&
-      header(envoy, RESPONSE_HEADER, TEXT("www-authenticate"), &other))
+  bool told = header(envoy, RESPONSE_HEADER, TEXT(":status"), &status);
+  if (told && same(status, TEXT("503")) && header(envoy, RESPONSE_HEADER, TEXT("www-authenticate"), &other))
     envoy_dynamic_module_callback_http_set_header(envoy, RESPONSE_HEADER, TEXT("www-authenticate"), (text){NULL, 0});
   if (end || !header(envoy, RESPONSE_HEADER, TEXT("content-type"), &type)) return;
   bool events = starts(type, TEXT("text/event-stream"));
   self->open = events;
-  self->watched = (events || starts(type, TEXT("application/json"))) &&
-                  header(envoy, RESPONSE_HEADER, TEXT(":status"), &status) && starts(status, TEXT("2")) &&
+  self->watched = (events || starts(type, TEXT("application/json"))) && told && starts(status, TEXT("2")) &&
                   !header(envoy, RESPONSE_HEADER, TEXT("content-encoding"), &other);
   if (self->watched && events &&
       envoy_dynamic_module_callback_http_get_metadata_string(envoy, DYNAMIC, TEXT("matrixinfer"), TEXT("usage_chunks"),
