@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
-import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import uvloop
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from bench import processes
 from extproc.adapters.transport import ext_proc
 from extproc.adapters.transport.serving import serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from extproc.adapters.transport.calls import Call, Listener
@@ -58,18 +56,9 @@ async def _serve(path: str) -> None:
     await asyncio.Event().wait()
 
 
-@contextmanager
-def running(socket: Path) -> Iterator[int]:
+def running(socket: Path) -> AbstractContextManager[int]:
     """Run it on a Unix socket; gives its process id."""
-    command = [sys.executable, "-m", "bench.bare_ext_proc", str(socket)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None  # noqa: S101 - a pipe was asked for
-    process.stdout.readline()
-    try:
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
+    return processes.serving("bench.bare_ext_proc", str(socket))
 
 
 if __name__ == "__main__":

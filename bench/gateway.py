@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +18,8 @@ from bench import bare_ext_proc, load, plain_envoy, processes, table
 from matrixinfer.local.stack import Config, Stack
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 PATH = "/v1/chat/completions"
@@ -69,20 +68,9 @@ CASES = (
 )
 
 
-@contextmanager
-def stub_engines(hosts: list[str]) -> Iterator[int]:
+def stub_engines(hosts: list[str]) -> AbstractContextManager[int]:
     """Run stub engines on `hosts`; gives their process id."""
-    command = [sys.executable, "-m", "bench.stub", "--port", str(PORT)]
-    for host in hosts:
-        command += ["--host", host]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None  # noqa: S101 - a pipe was asked for
-    process.stdout.readline()
-    try:
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
+    return processes.serving("bench.stub", "--port", str(PORT), *(word for host in hosts for word in ("--host", host)))
 
 
 @asynccontextmanager
