@@ -33,6 +33,8 @@ class Kind:
 
 NETWORKING_GROUP: Final = "networking.matrixinfer.ai"
 WORKLOAD_GROUP: Final = "workload.matrixinfer.ai"
+OBJECTIVES_GROUP: Final = "llm-d.ai"
+OLD_OBJECTIVES_GROUP: Final = "inference.networking.x-k8s.io"
 
 POD: Final = Kind("", "v1", "Pod", "pods")
 SERVICE: Final = Kind("", "v1", "Service", "services")
@@ -53,6 +55,9 @@ MODEL_INFER: Final = Kind(
     "modelinfers",
     scale=(".spec.replicas", ".status.replicas", ".status.labelSelector"),
 )
+# llm-d's, who installs the CRDs: a cluster may serve either, both or none.
+INFERENCE_OBJECTIVE: Final = Kind(OBJECTIVES_GROUP, "v1alpha2", "InferenceObjective", "inferenceobjectives")
+OLD_INFERENCE_OBJECTIVE: Final = Kind(OLD_OBJECTIVES_GROUP, "v1alpha2", "InferenceObjective", "inferenceobjectives")
 # What only controllers read or write; users have no manifests of these here.
 CONTROLLER_REVISION: Final = Kind("apps", "v1", "ControllerRevision", "controllerrevisions", status=False)
 CUSTOM_RESOURCE_DEFINITION: Final = Kind(
@@ -86,5 +91,7 @@ KINDS: Final[dict[tuple[str, str], Kind]] = {
         ACCESS_POLICY,
         EXTERNAL_MODEL_PROVIDER,
         MODEL_INFER,
+        INFERENCE_OBJECTIVE,
+        OLD_INFERENCE_OBJECTIVE,
     )
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from matrixinfer.api import core, dataplane, kinds, names, networking, workload
+from matrixinfer.api import core, dataplane, kinds, names, networking, objectives, workload
 from matrixinfer.api.meta import FIELDS_ONLY, METADATA_FIELDS, Object, immutable
 from matrixinfer.api.validation.messages import message
 from matrixinfer.api.validation.shape import Loc, broken_rules, changed_immutables, path_of
@@ -29,6 +29,8 @@ TYPES: Final[Mapping[Kind, type[BaseModel]]] = {
     kinds.ACCESS_POLICY: networking.AccessPolicy,
     kinds.EXTERNAL_MODEL_PROVIDER: networking.ExternalModelProvider,
     kinds.MODEL_INFER: workload.ModelInfer,
+    kinds.INFERENCE_OBJECTIVE: objectives.InferenceObjective,
+    kinds.OLD_INFERENCE_OBJECTIVE: objectives.InferenceObjective,
 }
 _ANNOTATIONS_LENGTH: Final = 256 * 1024
 _OUR_DOMAIN: Final = ".matrixinfer.ai"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from matrixinfer.api import core, kinds, workload
 from matrixinfer.api.networking import AccessPolicy, ExternalModelProvider, ModelRoute, ModelServer
+from matrixinfer.api.objectives import InferenceObjective
 from matrixinfer.api.validation.objects import Problem, kind_of, validate
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class _World:
     routes: list[tuple[int, ModelRoute]] = field(default_factory=list)
     policies: list[tuple[int, AccessPolicy]] = field(default_factory=list)
     providers: list[tuple[int, ExternalModelProvider]] = field(default_factory=list)
+    objectives: list[tuple[int, InferenceObjective]] = field(default_factory=list)
     pods: list[core.Pod] = field(default_factory=list)
 
 
@@ -66,6 +68,7 @@ def validate_set(manifests: Sequence[object]) -> list[Finding]:
     found.extend(_shadowed(world))
     found.extend(_unknown(world))
     found.extend(_without_effect(world))
+    found.extend(_for_nobody(world))
     return [
         Finding(index, _subject(manifests[index]), problem)
         for index, problem in sorted(found, key=lambda pair: pair[0])
@@ -105,6 +108,8 @@ def _take(world: _World, index: int, kind: Kind, manifest: dict[str, Any]) -> No
         world.policies.append((index, AccessPolicy.model_validate(manifest)))
     elif kind == kinds.EXTERNAL_MODEL_PROVIDER:
         world.providers.append((index, ExternalModelProvider.model_validate(manifest)))
+    elif kind in (kinds.INFERENCE_OBJECTIVE, kinds.OLD_INFERENCE_OBJECTIVE):
+        world.objectives.append((index, InferenceObjective.model_validate(manifest)))
     elif kind == kinds.POD:
         world.pods.append(core.Pod.model_validate(manifest))
     elif kind == kinds.MODEL_INFER:
@@ -182,12 +187,35 @@ def _unknown(world: _World) -> Iterator[tuple[int, Problem]]:
                 yield index, _problem(("spec", "targetRefs", i, "name"), text)
 
 
-def _no_server(world: _World, namespace: str, name: str) -> str:
+def _for_nobody(world: _World) -> Iterator[tuple[int, Problem]]:
+    """Say where an objective names pools that are not here: requests that name it there go as if they had not."""
+    for index, objective in world.objectives:
+        namespace, spec = objective.metadata.namespace, objective.spec
+        for loc, reference in spec.references():
+            name = reference.server
+            if name is None:
+                text = (
+                    f"group {reference.group or ''!r}, kind {reference.kind} is no pool here: write group "
+                    f"{kinds.NETWORKING_GROUP} and kind ModelServer, or leave both out"
+                )
+                yield index, _problem(("spec", *loc), text)
+            elif (kinds.MODEL_SERVER, namespace, name) not in world.names:
+                yield index, _problem(("spec", *loc, "name"), _no_server(world, namespace, name, "an objective"))
+        selector = spec.pool_selector
+        if selector is not None and not any(
+            server.metadata.namespace == namespace and selector.selects(server.metadata.labels)
+            for _, server in world.servers
+        ):
+            text = f"no ModelServer here in namespace {namespace} is selected"
+            yield index, _problem(("spec", "poolSelector"), text)
+
+
+def _no_server(world: _World, namespace: str, name: str, who: str = "a route") -> str:
     servers = [(place, known) for kind, place, known in world.names if kind == kinds.MODEL_SERVER]
     elsewhere = sorted(other for other, known in servers if known == name)
     if elsewhere:
         return (
-            f"no ModelServer {name!r} in namespace {namespace}; there is one in {elsewhere[0]}, but a route reaches only "
+            f"no ModelServer {name!r} in namespace {namespace}; there is one in {elsewhere[0]}, but {who} reaches only "
             "its own namespace"
         )
     similar = get_close_matches(name, [known for other, known in servers if other == namespace], n=1)
