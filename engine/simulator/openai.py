@@ -63,10 +63,11 @@ class _Events:
         """Give the prompt tokens that went into the cache; only chat tells."""
         raise NotImplementedError
 
-    def _running_usage(self, answer: Answer) -> bytes:
+    def _running_usage(self, sequence: batch.Sequence) -> bytes:
+        """Give the usage of one choice: a chunk tells nothing of the others, nor of their prompts."""
         if not self._continuous:
             return b""
-        prompt, completion = answer.prompt_tokens, answer.generated_tokens
+        prompt, completion = sequence.prompt_tokens, sequence.output_tokens
         counts = (prompt, prompt + completion, completion, self._running_details)
         return b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d%b}' % counts
 
@@ -106,9 +107,9 @@ class Chat(_Events):
                 b',"prompt_token_ids":null,"prompt_text":null}\n\n' % (self._head, sequence.index, running)
             )
 
-    def token(self, answer: Answer, sequence: batch.Sequence, words: bytes) -> bytes:
+    def token(self, answer: Answer, sequence: batch.Sequence, words: bytes) -> bytes:  # noqa: ARG002 (the form's signature)
         """Give new words of a choice."""
-        usage_field = self._running_usage(answer) if self._continuous else b""
+        usage_field = self._running_usage(sequence) if self._continuous else b""
         if sequence.finish is None:
             return b'%b{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null,"token_ids":null}]%b}\n\n' % (
                 self._head, sequence.index, words, usage_field,
@@ -176,7 +177,7 @@ class Completion(_Events):
         """Nothing comes before the words."""
         return ()
 
-    def token(self, answer: Answer, sequence: batch.Sequence, words: bytes) -> bytes:
+    def token(self, answer: Answer, sequence: batch.Sequence, words: bytes) -> bytes:  # noqa: ARG002 (the form's signature)
         """Give new words of a choice."""
         finish = b"null" if sequence.finish is None else b'"%b"' % sequence.finish.encode()
         return (
@@ -184,7 +185,7 @@ class Completion(_Events):
             b'"token_ids":null}]%b%b}\n\n'
             % (
                 self._head, sequence.index, words, finish, orjson.dumps(sequence.stop_reason),
-                self._running_usage(answer), self._fingerprint(sequence),
+                self._running_usage(sequence), self._fingerprint(sequence),
             )
         )  # fmt: skip
 

@@ -224,6 +224,19 @@ def test_running_usage_of_completions_is_shorter_and_starts_with_the_first_token
     assert usages[-1]["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
+def test_running_usage_is_of_one_choice_and_its_prompt(engine: Engine):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"model": "tiny", "prompt": ["hello", "good bye you"], "n": 2, "max_tokens": 2, "ignore_eos": True}
+    answer = call(engine.url + "/v1/completions", {**body, "stream": True, "stream_options": options})
+    *chunks, last = [data for _, data in answer.events() if data != "[DONE]"]
+    prompts = {chunk["choices"][0]["index"]: chunk["usage"]["prompt_tokens"] for chunk in chunks}
+
+    assert sorted(chunk["usage"]["completion_tokens"] for chunk in chunks) == [1] * 4 + [2] * 4
+    assert prompts[0] == prompts[1] < prompts[2] == prompts[3]
+    assert last["usage"]["completion_tokens"] == 8
+    assert last["usage"]["prompt_tokens"] == prompts[0] + prompts[2]
+
+
 def test_running_usage_alone_is_no_usage(engine: Engine):
     body = {"model": "tiny", "prompt": "hello", "max_tokens": 2, "stream": True}
     answer = call(engine.url + "/v1/completions", {**body, "stream_options": {"continuous_usage_stats": True}})
