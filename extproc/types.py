@@ -66,7 +66,7 @@ class InferenceRequest(NamedTuple):
     body: bytes
     explain: bool = False
     subset: tuple[str, ...] | None = None
-    choices: int = 1  # answers that it asks for
+    choices: int = 1  # answers that it asks for, to all of its prompts
 
 
 class Prefix(NamedTuple):

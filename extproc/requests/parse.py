@@ -26,9 +26,10 @@ _ABSENT: Final = msgspec.Raw()
 _NULL: Final = b"null"
 _CHARS_PER_TOKEN: Final = 4
 _SHOWN: Final = 200  # characters of a client's value that a message repeats
-_MOST_DIGITS: Final = 9  # of `n`
+_MOST_CHOICES: Final = 10**9
 _BOM: Final = b"\xef\xbb\xbf"
 _EMPTY_LIST: Final = re.compile(rb"\[\s*\]")
+_TOKEN_IDS: Final = re.compile(rb"\[\s*\d")
 # An image as data URL: its bytes are no text, so they do not count as prompt tokens.
 _DATA_URL: Final = re.compile(rb";base64,[A-Za-z0-9+/=\\]+")
 _MARK: Final = b";base64,"
@@ -75,6 +76,8 @@ class Body(msgspec.Struct):
 
 
 _decode: Final = msgspec.json.Decoder(Body).decode
+_items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_float_or_text: Final = msgspec.json.Decoder(float | str).decode
 
 # First byte of each key's value, where it is not free: what it may be, and how a message says so.
 _LIST: Final = (b"[", "an array")
@@ -126,7 +129,7 @@ def parse(http: HttpRequest) -> InferenceRequest:
         body=raw,
         explain=headers.get(dataplane.EXPLAIN) == "1",
         subset=http.subset,
-        choices=_choices(body.n),
+        choices=_choices(body, shape.api),
     )
 
 
@@ -243,10 +246,34 @@ def _bound(body: Body) -> int | None:
     return None
 
 
-def _choices(value: msgspec.Raw) -> int:
-    """Return how many answers are asked for; what is no number of them is the engine's to refuse."""
-    raw = bytes(value)
-    return max(int(raw), 1) if raw.isdigit() and len(raw) <= _MOST_DIGITS else 1
+def _choices(body: Body, api: Api) -> int:
+    """Return how many answers are asked for: `n` to each prompt. `best_of` makes none, engines do not read it any more."""
+    if api is Api.CHAT:
+        return _number(body.n)
+    if api is Api.COMPLETIONS:
+        return _number(body.n) * max(_prompts(body.prompt) + _prompts(body.prompt_embeds), 1)
+    return 1
+
+
+def _number(value: msgspec.Raw) -> int:
+    """Return `n` as engines read it, also from `2.0` and `"2"`; what is no number of answers is theirs to refuse."""
+    if value is _ABSENT:
+        return 1
+    try:
+        number = float(_float_or_text(value))
+    except (ValueError, msgspec.DecodeError):
+        return 1
+    return int(number) if 1 <= number < _MOST_CHOICES and number.is_integer() else 1
+
+
+def _prompts(value: msgspec.Raw) -> int:
+    """Return how many prompts a key holds: a text or a list of token ids is one, any other list has them."""
+    if value is _ABSENT:
+        return 0
+    view = memoryview(value)
+    if view[0] not in b"[":
+        return 1 if view[0] in b'"' else 0
+    return 1 if _TOKEN_IDS.match(view) else len(_items(value))
 
 
 def _prefix(body: Body, shape: paths.Shape) -> tuple[bytes, int | None]:

@@ -51,8 +51,10 @@ def rewritten(
 
     The body is None where nothing changes. A stream reports usage so far in every chunk, so that one which breaks off
     can be settled, unless it goes to a service that does not know how (`running` is False) and tells usage at its end; the
-    second value says what the client must not see of it.
+    second value says what the client must not see of it. Of several choices a chunk tells that of its own only, of which
+    nothing follows for all: they are asked for usage at the end as well.
     """
+    running = running and request.choices == 1
     asks = usage and request.stream and paths.SHAPES[request.path].usage
     if model is None and not asks:
         return None, Usage.AS_IS

@@ -2,9 +2,10 @@
 
 Times are Envoy's, from when the endpoint had the request. What was tried elsewhere before says nothing of it, and may have
 begun what it finished, so that only first tries count. Answers that are made at once are as many streams of tokens. A
-stream tells the time to its first token and the time between tokens. An answer in one piece comes when all of it is
-there: it tells the time between tokens, less what the endpoint is known to take for the first; without further tokens, as
-an embedding, it is the first token itself.
+stream tells the time to its first token and the time between tokens; one of several answers that broke off tells the first
+only, as nobody knows the tokens of all. An answer in one piece comes when all of it is there: it tells the time between
+tokens, less what the endpoint is known to take for the first; without further tokens, as an embedding, it is the first
+token itself.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def learn(table: EndpointTable, settlement: Settlement, now: float) -> None:
     tokens = computed(settlement.sent, outcome)
     load = table.view["inflight"][row] + 1
     if settlement.sent.stream:
-        sample = _streamed(settlement.sent, outcome, tokens, load)
+        whole = settlement.end is End.COMPLETE or settlement.sent.choices == 1
+        sample = _streamed(settlement.sent, outcome, tokens, load, counted=whole)
     elif settlement.end is End.COMPLETE:
         known_ttft_s = latency.expected_ttft_at(table.view, row, tokens)
         sample = _in_one_piece(settlement.sent, outcome, tokens, load, known_ttft_s=known_ttft_s)
@@ -59,10 +61,10 @@ def computed(sent: Sent, outcome: Outcome) -> float:
     return float(max(outcome.prompt_tokens - (outcome.cached_tokens or 0), 0))
 
 
-def _streamed(sent: Sent, outcome: Outcome, tokens: float, load: int) -> Sample:
+def _streamed(sent: Sent, outcome: Outcome, tokens: float, load: int, *, counted: bool) -> Sample:
     first_s, count = outcome.first_token_s, (outcome.completion_tokens or 0) / sent.choices
     between_s = None
-    if first_s is not None and count > 1 and outcome.duration_s >= first_s:
+    if counted and first_s is not None and count > 1 and outcome.duration_s >= first_s:
         between_s = (outcome.duration_s - first_s) / (count - 1)
     return Sample(first_s, tokens, between_s, load)
 

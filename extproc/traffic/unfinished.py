@@ -3,7 +3,8 @@
 An engine that a request was passed on to computes the prompt, and then makes a token of each choice in a token's time, until
 Envoy closes its connection. What the endpoint takes for the first token and for each further one, settled requests have
 told (`scheduling.latency`). Streams of chat and completions tell as they go what was made; answers in one piece do not,
-and streams of the other APIs at their end only.
+and streams of the other APIs at their end only. So do streams of several choices: what stands in their chunks where the
+client asked for it is of one choice and its prompt alone.
 """
 
 from __future__ import annotations
@@ -28,10 +29,15 @@ _MOST: Final = 1e9  # tokens; no engine is as fast as that
 def done(table: EndpointTable, settlement: Settlement) -> Done | None:
     """Return what was done for a request that broke off; None if its engine told, or the endpoint's times are unknown."""
     outcome, sent = settlement.outcome, settlement.sent
-    if outcome is None or settlement.end is End.COMPLETE or outcome.sent_s is None:
+    if outcome is None or settlement.end is End.COMPLETE:
+        return None
+    begun_s = outcome.sent_s
+    if begun_s is None:
         return None
     if not _untold(settlement, outcome):
         return None
+    if sent.choices > 1 and (outcome.prompt_tokens or 0) < sent.prompt_tokens:
+        outcome = outcome._replace(prompt_tokens=None)  # of one of the prompts, or nobody told
     row = table.row(outcome.endpoint)
     if row is None or not table.view["tpot_s"][row]:
         return None
@@ -41,7 +47,7 @@ def done(table: EndpointTable, settlement: Settlement) -> Done | None:
     until_s = outcome.duration_s
     if not sent.stream and outcome.first_token_s is not None:
         until_s = outcome.first_token_s  # the whole answer was there
-    made = tokens(until_s - outcome.sent_s, ttft_s=ttft_s, tpot_s=tpot_s, most=sent.max_tokens) * sent.choices
+    made = tokens(until_s - begun_s, ttft_s=ttft_s, tpot_s=tpot_s, most=sent.max_tokens) * sent.choices
     prompt = sent.prompt_tokens if outcome.prompt_tokens is None else outcome.prompt_tokens
     return Done(prompt, max(made, outcome.completion_tokens or 0), max(prompt - round(missing), 0))
 
@@ -66,5 +72,7 @@ def _untold(settlement: Settlement, outcome: Outcome) -> bool:
         return False  # it is taken for not begun: nothing of it was passed on
     if outcome.prompt_tokens is None and outcome.completion_tokens is None:
         return True
+    if sent.choices > 1:
+        return sent.stream
     # A silent engine breaks off as well; what it told is then nearer to what it did than the time is.
     return settlement.end is End.CLIENT_GONE and sent.stream and sent.path in _TELL_LATE

@@ -13,9 +13,10 @@ TOLD = {"prompt_tokens": 40, "completion_tokens": 7}
 BEGUN = {"first_token_s": 0.2}
 
 
-def a_settlement(end, *, stream=False, done=None, **facts):
+def a_settlement(end, *, stream=False, done=None, choices=1, **facts):
     how, status = end
     sent = Sent("t", "", "m", "m", "ns/s", "ns/r", "/v1/completions", stream, ("10.0.0.1:80",), 50, 0, 0, 0.0)
+    sent = sent._replace(choices=choices)
     given = {"endpoint": "10.0.0.1:80", "status": status, "sent_s": 0.1, "first_token_s": None}
     given |= {"prompt_tokens": None, "completion_tokens": None} | facts
     rest = {"model": "", "details": "", "attempts": 1, "started_at": 0.0, "duration_s": 1.0, "cached_tokens": None}
@@ -39,6 +40,10 @@ def amounts(settlement):
         (a_settlement(DIED, stream=True, **TOLD, **BEGUN), ("passed-on", 1, 40, 7)),
         (a_settlement(GONE, stream=True, **TOLD, **BEGUN), ("passed-on", 1, 40, 7)),
         (a_settlement(GONE, stream=True), ("passed-on", 1, 50, 0)),
+        (a_settlement(WHOLE, stream=True, choices=4, **TOLD, **BEGUN), ("usage", 1, 40, 7)),
+        (a_settlement(GONE, choices=4, **TOLD), ("passed-on", 1, 40, 7)),
+        (a_settlement(GONE, stream=True, choices=4, **TOLD, **BEGUN), ("reservation", 1, 50, 100)),
+        (a_settlement(GONE, stream=True, choices=4, **TOLD, **BEGUN, done=Done(50, 30, 0)), ("estimate", 1, 50, 30)),
         (a_settlement(GONE, stream=True, **BEGUN, done=Done(50, 12, 0)), ("estimate", 1, 50, 12)),
         (a_settlement(GONE, done=Done(50, 12, 0)), ("estimate", 1, 50, 12)),
         (a_settlement(GONE, done=Done(60, 120, 0)), ("estimate", 1, 50, 100)),

@@ -195,7 +195,7 @@ def test_a_client_that_leaves_a_plain_answer_is_charged_what_the_engine_made_by_
         ({"max_tokens": 10**18}, 1000),
         ({"max_tokens": 20, "n": 3}, 60),
         ({"max_tokens": 20, "n": -3}, 20),
-        ({"max_tokens": 20, "n": "3"}, 20),
+        ({"max_tokens": 20, "n": "3"}, 60),
         ({"max_tokens": 20, "n": None}, 20),
         ({"max_tokens": 20, "n": 10**30}, 20),
         ({"max_completion_tokens": 30, "max_tokens": 20}, 30),

@@ -162,6 +162,12 @@ def test_answers_that_are_made_at_once_are_no_faster_than_one(stream):
     assert three.tpot_s[0] == pytest.approx(one.tpot_s[0])
 
 
+def test_several_streams_that_break_off_tell_the_time_to_the_first_token_only():
+    table = learned(a_sent(choices=3), completion_tokens=101, status=200, flags=("DC",))
+
+    assert (table.ttft_s[0], table.tpot_samples[0]) == (0.1, 0.0)
+
+
 def test_tokens_to_compute_are_those_that_the_engine_did_not_find_cached():
     assert learned().ttft_tokens[0] == 600.0
     assert learned(prompt_tokens=900, cached_tokens=800).ttft_tokens[0] == 100.0

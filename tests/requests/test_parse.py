@@ -63,6 +63,7 @@ def test_anthropic_system_precedes_the_messages():
         (["ab", "cd"], b'"ab", "cd', 3),
         ([1, 2, 3], b"1, 2, 3", 3),
         ([[1, 2], [3]], b"1, 2], [3", 3),
+        ([[1], [2, 3, 4], [5]], b"1], [2, 3, 4], [5", 5),
         ("", b'"', 1),
     ],
 )
@@ -70,6 +71,61 @@ def test_every_form_of_a_prompt_is_read(prompt, prefix, tokens):
     request = parse.parse(a_request({"model": "demo", "prompt": prompt}, "/v1/completions"))
 
     assert (request.prefix, request.prompt_tokens) == (prefix, tokens)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choices"),
+    [
+        ({"prompt": "hello, wor"}, 1),
+        ({"prompt": ["hello"]}, 1),
+        ({"prompt": ["a, b", 'c", "d', "[]"]}, 3),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": [[1, 2], [3]]}, 2),
+        ({"prompt": ["a", "b"], "n": 3}, 6),
+        ({"prompt": "a", "prompt_embeds": ["AA==", "AA=="]}, 3),
+        ({"prompt": None, "prompt_embeds": "AA=="}, 1),
+        ({"prompt": ["a", "b"], "best_of": 9}, 2),
+    ],
+)
+def test_each_prompt_of_a_list_has_its_choices(prompt, choices):
+    request = parse.parse(a_request({"model": "demo", **prompt}, "/v1/completions"))
+
+    assert request.choices == choices
+
+
+@pytest.mark.parametrize(
+    ("n", "choices"),
+    [
+        (b"3", 3),
+        (b"2.0", 2),
+        (b'" 4 "', 4),  # as engines read it
+        (b"null", 1),
+        (b"0", 1),
+        (b"-2", 1),
+        (b"2.5", 1),
+        (b'"many"', 1),
+        (b"[2]", 1),
+        (b"1e999", 1),
+        (b"1000000000", 1),
+    ],
+)
+def test_n_is_read_as_engines_read_it(n, choices):
+    request = parse.parse(a_request(b'{"model":"demo","messages":[{}],"n":%b}' % n))
+
+    assert request.choices == choices
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": ["a", "b"]}),
+        ("/v1/responses", {"input": "a"}),
+        ("/v1/messages", {"messages": [{}]}),
+        ("/tokenize", {"prompt": ["a", "b"]}),
+    ],
+)
+def test_where_engines_know_no_choices_there_is_one(path, body):
+    assert parse.parse(a_request({"model": "demo", "n": 5, **body}, path)).choices == 1
 
 
 def test_a_longer_text_extends_a_shorter_one():

@@ -79,6 +79,19 @@ def test_protocols_that_always_tell_usage_are_left_alone(path):
     assert rewrite.rewritten(a_request(raw, path), model=None) == (None, Usage.AS_IS)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/chat/completions", '"messages":[{}],"n":2'), ("/v1/completions", '"prompt":["a","b"]')],
+)
+def test_several_choices_tell_their_usage_at_the_end(path, body):
+    raw = f'{{"model":"a",{body},"stream":true}}'.encode()
+
+    made, hidden = rewrite.rewritten(a_request(raw, path), model=None)
+
+    assert json.loads(made)["stream_options"] == {"include_usage": True}
+    assert hidden is Usage.HIDE_ALL
+
+
 def test_usage_is_not_asked_where_it_is_switched_off():
     raw = b'{"model":"a","messages":[{}],"stream":true}'
 

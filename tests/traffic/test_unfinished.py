@@ -50,6 +50,20 @@ def test_each_of_several_choices_has_as_many():
     assert done(ended(request={"choices": 3}, duration_s=3.005)) == Done(100, 453, 0)
 
 
+@pytest.mark.parametrize("end", [GONE, DIED])
+@pytest.mark.parametrize("told", [{}, {"prompt_tokens": 40, "completion_tokens": 150}], ids=["silent", "told"])
+def test_a_stream_of_several_choices_has_made_all_of_them_whatever_its_chunks_tell_of_one(end, told):
+    begun = {"status": 200, "first_token_s": 1.5, "duration_s": 3.005}
+
+    assert done(ended(end, request={"choices": 3, "stream": True}, **begun, **told)) == Done(100, 453, 0)
+
+
+def test_what_a_stream_of_several_choices_told_at_its_end_is_the_least():
+    told = {"status": 200, "first_token_s": 1.5, "prompt_tokens": 120, "completion_tokens": 500}
+
+    assert done(ended(request={"choices": 3, "stream": True}, **told)) == Done(120, 500, 0)
+
+
 def test_no_choice_has_more_than_the_client_allows():
     assert done(ended(request={"choices": 3, "max_tokens": 20})) == Done(100, 60, 0)
 

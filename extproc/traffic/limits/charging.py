@@ -60,11 +60,13 @@ def took(settlement: Settlement) -> Took:
     if settlement.done is not None:
         return Took(ESTIMATE, requests, settlement.done.prompt_tokens, settlement.done.completion_tokens)
     prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
-    if prompt is not None or completion is not None:
+    sent = settlement.sent
+    of_all = settlement.end is End.COMPLETE or sent.choices == 1 or not sent.stream
+    if of_all and (prompt is not None or completion is not None):
         return Took(USAGE if settlement.end is End.COMPLETE else PASSED_ON, requests, prompt or 0, completion or 0)
     if outcome.status and outcome.status not in _OK:
         return Took(NOTHING, requests, 0, 0)
-    if settlement.sent.stream and outcome.first_token_s is None:
+    if sent.stream and outcome.first_token_s is None:
         return Took(PASSED_ON, requests, None, 0)
     return Took(RESERVATION, requests, None, None)
 
