@@ -20,10 +20,11 @@ from extproc.prefilling.plan import Asked
 from extproc.prefilling.story import Prefilling
 from extproc.providers.outward import outward
 from extproc.requests import parse, paths, rewrite
-from extproc.traffic import latency, listing, unfinished
+from extproc.traffic import listing
 from extproc.traffic.ledger import Sent
 from extproc.traffic.limits.limiter import Limiter
 from extproc.traffic.routes import RouteTable, to_relief, to_spare
+from extproc.traffic.times import Times
 from extproc.types import Aside, Call, Decision, Prefix, Reply, Unread
 from matrixinfer.api import dataplane
 
@@ -107,6 +108,7 @@ class Director:
         if world.exact is not None:
             world.exact.on_emptied = world.index.forget  # what was learned of it is as old as what it told
         self.limiter = Limiter()
+        self._times = Times(world.table)
         self.prefilling = Prefilling(table=world.table, pools=world.pools, ledger=world.ledger)
         self.candidates = Candidates(world, self.prefilling, clock=clock, draw=draw)
         self.candidates.disaggregation = scheduler.disaggregation
@@ -115,6 +117,7 @@ class Director:
     def use_routes(self, routes: RouteTable) -> None:
         """Serve by `routes` from now on."""
         self.routes = self.candidates.routes = routes
+        self._times.use(routes.providers)
         self._listing = listing.listing(routes.models())
         self.gate.pump()
 
@@ -277,14 +280,14 @@ class Director:
         now = self._clock()
         settlement = self._world.ledger.settle(outcome, now)
         if settlement is not None:
-            done = unfinished.done(self._world.table, settlement)
+            done = self._times.done(settlement)
             if done is not None:
                 settlement = settlement._replace(done=done)
             charged = self.limiter.settle(settlement, now)
             if charged is not None:
                 settlement = settlement._replace(charged=charged)
             self._learn(settlement)
-            latency.learn(self._world.table, settlement, now)
+            self._times.learn(settlement, now)
             self.gate.settle(settlement)
             self._remember_end(settlement)
         return settlement

@@ -1,6 +1,6 @@
 """What an engine has done for a request that it was not let finish: no engine tells, so it is inferred from the time it had.
 
-An engine that a request was passed on to computes the prompt, and then makes a token of each choice in a token's time, until
+Who serves at an external provider is an engine as well. One that a request was passed on to computes the prompt, and then makes a token of each choice in a token's time, until
 Envoy closes its connection. What the endpoint takes for the first token and for each further one, settled requests have
 told (`scheduling.latency`). Streams of chat and completions tell as they go what was made; answers in one piece do not,
 and streams of the other APIs at their end only. So do streams of several choices: what stands in their chunks where the
@@ -36,8 +36,9 @@ def done(table: EndpointTable, settlement: Settlement) -> Done | None:
         return None
     if not _untold(settlement, outcome):
         return None
-    if sent.choices > 1 and (outcome.prompt_tokens or 0) < sent.prompt_tokens:
-        outcome = outcome._replace(prompt_tokens=None)  # of one of the prompts, or nobody told
+    told = outcome.prompt_tokens or 0  # a stream that is translated begins with 0, and tells at its end
+    if not told or (sent.choices > 1 and told < sent.prompt_tokens):
+        outcome = outcome._replace(prompt_tokens=None)  # nobody told, or of one of the prompts
     row = table.row(outcome.endpoint)
     if row is None or not table.view["tpot_s"][row]:
         return None
@@ -70,7 +71,7 @@ def _untold(settlement: Settlement, outcome: Outcome) -> bool:
         return False
     if sent.stream and outcome.first_token_s is None:
         return False  # it is taken for not begun: nothing of it was passed on
-    if outcome.prompt_tokens is None and outcome.completion_tokens is None:
+    if not outcome.prompt_tokens and not outcome.completion_tokens:
         return True
     if sent.choices > 1:
         return sent.stream

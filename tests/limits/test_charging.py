@@ -42,6 +42,8 @@ def amounts(settlement):
         (a_settlement(GONE, stream=True), ("passed-on", 1, 50, 0)),
         (a_settlement(WHOLE, stream=True, choices=4, **TOLD, **BEGUN), ("usage", 1, 40, 7)),
         (a_settlement(GONE, choices=4, **TOLD), ("passed-on", 1, 40, 7)),
+        (a_settlement(GONE, stream=True, prompt_tokens=0, completion_tokens=0, **BEGUN), ("reservation", 1, 50, 100)),
+        (a_settlement(WHOLE, prompt_tokens=0, completion_tokens=0), ("usage", 1, 0, 0)),
         (a_settlement(GONE, stream=True, choices=4, **TOLD, **BEGUN), ("reservation", 1, 50, 100)),
         (a_settlement(GONE, stream=True, choices=4, **TOLD, **BEGUN, done=Done(50, 30, 0)), ("estimate", 1, 50, 30)),
         (a_settlement(GONE, stream=True, **BEGUN, done=Done(50, 12, 0)), ("estimate", 1, 50, 12)),

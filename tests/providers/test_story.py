@@ -1,4 +1,4 @@
-"""What the picker decides about providers, and what it learns of them: nothing but how their requests ended."""
+"""What the picker decides about providers, and what it learns of them: how their requests ended, and how long they took."""
 
 import json
 
@@ -24,10 +24,10 @@ INSIDE, OUTSIDE = {"modelServerName": "engines"}, {"externalModelProviderName": 
 SPARE = {**OUTSIDE, "overflow": True}
 
 
-def a_stage(*targets, provider=None, saturated=False, addresses=("127.0.0.1:8000",)):
+def a_stage(*targets, provider=None, saturated=False, addresses=("127.0.0.1:8000",), **spec):
     """A director whose only route has these targets."""
     stage = Stage(addresses, document=FILTERED if saturated else None)
-    route = a_route(rules=[{"targetModels": list(targets)}])
+    route = a_route(rules=[{"targetModels": list(targets)}], **spec)
     found = provider or a_provider()
     found = found.model_copy(update={"metadata": found.metadata.model_copy(update={"namespace": "ns"})})
     stage.director.use_routes(RouteTable.build([route], [a_server()], [found]))
@@ -152,3 +152,30 @@ def test_a_decision_explains_itself():
     decision = a_stage(OUTSIDE).decide(a_chat("Hello", headers={"x-matrixinfer-explain": "1"}))
 
     assert json.loads(decision.explanation)["target"] == "provider/ns/p"
+
+
+def test_a_plain_answer_that_was_left_is_charged_what_the_provider_made_by_then():
+    stage = a_stage(OUTSIDE, rateLimit={"unit": "month", "outputTokensPerUnit": 100_000})
+    told = {"prompt_tokens": None, "completion_tokens": None, "first_token_s": None, "sent_s": 0.5}
+    ends = []
+    for _ in range(2):
+        left = stage.decide(a_chat("Hello", max_tokens=8192))
+        gone = an_outcome(left, endpoint="203.0.113.7:443", status=0, flags=("DC",))._replace(**told)
+        ends.append(stage.director.settle(gone._replace(duration_s=1.505)).charged)
+        whole = an_outcome(stage.decide(a_chat("Hello")), endpoint="203.0.113.7:443")
+        stage.director.settle(whole._replace(sent_s=0.0, first_token_s=1.0, completion_tokens=100))  # in a second
+
+    assert [(end.by, end.output_tokens) for end in ends] == [("reservation", 8192), ("estimate", 100)]
+
+
+def test_what_was_learned_of_a_provider_that_went_is_forgotten():
+    stage = a_stage(OUTSIDE, rateLimit={"unit": "month", "outputTokensPerUnit": 100_000})
+    whole = an_outcome(stage.decide(a_chat("Hello")))
+    stage.director.settle(whole._replace(sent_s=0.0, completion_tokens=100))
+    routes = stage.director.routes
+    stage.director.use_routes(RouteTable.build([], []))
+    stage.director.use_routes(routes)
+    left = an_outcome(stage.decide(a_chat("Hello", max_tokens=99)), status=0, flags=("DC",))
+
+    told = {"prompt_tokens": None, "completion_tokens": None, "first_token_s": None, "sent_s": 0.5}
+    assert stage.director.settle(left._replace(**told)).charged.by == "reservation"

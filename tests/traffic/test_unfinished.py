@@ -125,10 +125,11 @@ def test_streams_that_tell_their_usage_at_the_end_are_like_plain_answers(path):
     assert done(ended(request={"stream": True, "path": path}, **begun, **told)).completion_tokens == 151
 
 
-def test_a_stream_that_tells_nothing_is_inferred_also_where_its_engine_died():
+@pytest.mark.parametrize("told", [{}, {"prompt_tokens": 0, "completion_tokens": 0}], ids=["silent", "translated"])
+def test_a_stream_that_tells_nothing_is_inferred_also_where_its_engine_died(told):
     begun = {"status": 200, "first_token_s": 1.5, "duration_s": 3.005}
 
-    assert done(ended(DIED, request={"stream": True}, **begun)) == Done(100, 151, 0)
+    assert done(ended(DIED, request={"stream": True}, **begun, **told)) == Done(100, 151, 0)
 
 
 seconds = st.floats(0, 1e7)

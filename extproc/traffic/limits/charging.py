@@ -59,16 +59,23 @@ def took(settlement: Settlement) -> Took:
     requests = 1 if outcome.status < _SERVER_ERROR else 0
     if settlement.done is not None:
         return Took(ESTIMATE, requests, settlement.done.prompt_tokens, settlement.done.completion_tokens)
-    prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
-    sent = settlement.sent
-    of_all = settlement.end is End.COMPLETE or sent.choices == 1 or not sent.stream
-    if of_all and (prompt is not None or completion is not None):
-        return Took(USAGE if settlement.end is End.COMPLETE else PASSED_ON, requests, prompt or 0, completion or 0)
+    if _told(settlement, outcome):
+        by = USAGE if settlement.end is End.COMPLETE else PASSED_ON
+        return Took(by, requests, outcome.prompt_tokens or 0, outcome.completion_tokens or 0)
     if outcome.status and outcome.status not in _OK:
         return Took(NOTHING, requests, 0, 0)
-    if sent.stream and outcome.first_token_s is None:
+    if settlement.sent.stream and outcome.first_token_s is None:
         return Took(PASSED_ON, requests, None, 0)
     return Took(RESERVATION, requests, None, None)
+
+
+def _told(settlement: Settlement, outcome: Outcome) -> bool:
+    """Tell whether the usage that was seen is that of the request, as far as it came."""
+    prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
+    if settlement.end is End.COMPLETE:
+        return prompt is not None or completion is not None
+    # A stream of several choices tells of one of them, and one that is translated begins with zeros.
+    return bool(prompt or completion) and (settlement.sent.choices == 1 or not settlement.sent.stream)
 
 
 def _begun(settlement: Settlement, outcome: Outcome) -> bool:
