@@ -50,7 +50,7 @@ from extproc.tokens.blocks import Counts
 from extproc.traffic.ledger import Ledger
 from extproc.traffic.pools import Pools
 from matrixinfer.api import dataplane
-from matrixinfer.cluster.feed import Feed
+from matrixinfer.cluster.feed import MAY_BE_MISSING, Feed
 from matrixinfer.cluster.store import Store
 
 if TYPE_CHECKING:
@@ -242,8 +242,7 @@ class _Picker:
 
     async def _sync(self) -> None:
         """Wait until the world is known."""
-        for store in self._stores:
-            await store.synced()
+        await self._filled()
         self._view.rebuild()
         with suppress(TimeoutError):  # a volume that does not answer: begin with text blocks
             async with asyncio.timeout(_TOKENIZERS_S):
@@ -301,6 +300,11 @@ class _Picker:
             await web.TCPSite(runner, host, port).start()
             _LOG.info("listening", extra={"what": name, "address": runner.addresses[0]})
 
+    async def _filled(self) -> None:
+        """Wait until every store is; one that requests can do without may as well be refused: an older account may not read it."""
+        for store in self._stores:
+            await (store.answered() if store.kind in MAY_BE_MISSING else store.synced())
+
     def _engines_of(self, server: str) -> list[str]:
         """Return the URLs of a ModelServer's engines that are ready."""
         addresses = [self._world.table.address(row) for row in self._world.pools.ready(server).tolist()]
@@ -312,8 +316,7 @@ class _Picker:
 
     async def _follow_tokenizers(self) -> None:
         """Look for tokenizers again and again, once the routes are known."""
-        for store in self._stores:
-            await store.synced()
+        await self._filled()
         await self._tokenizers.run()
 
     async def _expire(self) -> None:

@@ -72,12 +72,16 @@ def metrics(gate: Gate, now: float) -> Iterable[Metric]:
 
 
 def shown(gate: Gate, now: float) -> dict[str, Any]:
-    """Return the queues as plain values."""
+    """Return the queues as plain values, and the priorities that InferenceObjectives give."""
+    objectives: dict[str, dict[str, int]] = {}
+    for (server, name), priority in sorted(gate.objectives.items()):
+        objectives.setdefault(server, {})[name] = priority
     return {
         "on": gate.rules is not None,
         "waiting": gate.count,
         "bytes": gate.size,
         "queues": {server: _queue(gate, server, queue, now) for server, queue in gate.queues.items()},
+        "objectives": objectives,
     }
 
 

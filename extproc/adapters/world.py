@@ -1,4 +1,4 @@
-"""The world as the cluster tells it: Pods, ModelServers, ModelRoutes and providers become endpoints, pools and routes.
+"""The world as the cluster tells it: Pods, ModelServers, ModelRoutes, providers and objectives become endpoints, pools, routes and priorities.
 
 Stores follow the cluster and keep the last known state when it falls silent; `WorldView` is told of every change. A resource
 that cannot be read keeps its last good version, and is listed among the problems. Changes are gathered for a moment and applied together, so that a
@@ -16,8 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from extproc.adapters import kv_sources
 from extproc.scheduling.endpoints import Endpoint
+from extproc.traffic.flow.objectives import priorities
 from extproc.traffic.routes import RouteTable
-from matrixinfer.api import core, dataplane, kinds, networking
+from matrixinfer.api import core, dataplane, kinds, networking, objectives
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,13 +30,17 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _GATHER_S: Final = 0.01  # far below the second in which an edited route must take effect
-KINDS: Final = (kinds.POD, kinds.MODEL_SERVER, kinds.MODEL_ROUTE, kinds.EXTERNAL_MODEL_PROVIDER)
-_TYPES: Final[dict[str, type[BaseModel]]] = {
-    kinds.POD.kind: core.Pod,
-    kinds.MODEL_SERVER.kind: networking.ModelServer,
-    kinds.MODEL_ROUTE.kind: networking.ModelRoute,
-    kinds.EXTERNAL_MODEL_PROVIDER.kind: networking.ExternalModelProvider,
+_TYPES: Final[dict[kinds.Kind, type[BaseModel]]] = {
+    kinds.POD: core.Pod,
+    kinds.MODEL_SERVER: networking.ModelServer,
+    kinds.MODEL_ROUTE: networking.ModelRoute,
+    kinds.EXTERNAL_MODEL_PROVIDER: networking.ExternalModelProvider,
+    kinds.OLD_INFERENCE_OBJECTIVE: objectives.InferenceObjective,
+    kinds.INFERENCE_OBJECTIVE: objectives.InferenceObjective,
 }
+KINDS: Final = tuple(_TYPES)
+_OBJECTIVES: Final = (kinds.OLD_INFERENCE_OBJECTIVE, kinds.INFERENCE_OBJECTIVE)  # of one name in both, the last counts
+_OTHERS: Final = frozenset((kinds.POD, *_OBJECTIVES))  # whose conditions are not ours
 _OVER: Final = frozenset({"Failed", "Succeeded"})  # phases of a pod that runs nothing any more
 
 Name = tuple[str, str]  # namespace, name
@@ -63,7 +68,9 @@ class WorldView:
         self._world = world
         self._director = director
         self._arrivals = arrivals
-        self._seen: dict[str, dict[Name, Any]] = {kind.kind: {} for kind in KINDS}
+        self._seen: dict[kinds.Kind, dict[Name, Any]] = {kind: {} for kind in KINDS}
+        self._asked: list[objectives.InferenceObjective] = []  # what the priorities in force were made of: these
+        self._labelled: dict[Name, Mapping[str, str]] = {}  # and ModelServers' labels
         self._members: dict[str, _Member] = {}  # by address
         self._pending: asyncio.TimerHandle | None = None
 
@@ -95,28 +102,28 @@ class WorldView:
     def put(self, kind: kinds.Kind, manifest: Mapping[str, Any]) -> None:
         """Take an object that was added or changed."""
         name = _name(manifest)
-        label = f"{kind.kind} {name[0]}/{name[1]}"
+        label = _label(kind, name)
         self.changes += 1
-        if kind != kinds.POD:
+        if kind not in _OTHERS:
             self.unmet[label] = _unmet(manifest)
         try:
-            parsed = _TYPES[kind.kind].model_validate(manifest)
+            parsed = _TYPES[kind].model_validate(manifest)
         except ValidationError as error:
             self.problems[label] = _problem(error)
             _LOG.warning("a resource cannot be used", extra={"resource": label, "problem": self.problems[label]})
             return
         self.problems.pop(label, None)
-        self._seen[kind.kind][name] = parsed
+        self._seen[kind][name] = parsed
         self._soon()
 
     def drop(self, kind: kinds.Kind, manifest: Mapping[str, Any]) -> None:
         """Take an object's deletion."""
         name = _name(manifest)
-        label = f"{kind.kind} {name[0]}/{name[1]}"
+        label = _label(kind, name)
         self.changes += 1
         self.problems.pop(label, None)
         self.unmet.pop(label, None)
-        if self._seen[kind.kind].pop(name, None) is not None:
+        if self._seen[kind].pop(name, None) is not None:
             self._soon()
 
     def rebuild(self) -> None:
@@ -124,12 +131,13 @@ class WorldView:
         if self._pending is not None:
             self._pending.cancel()
             self._pending = None
-        servers: list[networking.ModelServer] = list(self._seen[kinds.MODEL_SERVER.kind].values())
+        servers: list[networking.ModelServer] = list(self._seen[kinds.MODEL_SERVER].values())
         members, pools = self._gathered(servers)
         self._update_table(members)
         self._world.pools.set(pools, self._awaited(pools))
-        providers = self._seen[kinds.EXTERNAL_MODEL_PROVIDER.kind].values()
-        self._director.use_routes(RouteTable.build(self._seen[kinds.MODEL_ROUTE.kind].values(), servers, providers))
+        providers = self._seen[kinds.EXTERNAL_MODEL_PROVIDER].values()
+        self._update_priorities(servers)
+        self._director.use_routes(RouteTable.build(self._seen[kinds.MODEL_ROUTE].values(), servers, providers))
         self.rebuilds += 1
 
     def _soon(self) -> None:
@@ -139,7 +147,7 @@ class WorldView:
     def _gathered(self, servers: Iterable[networking.ModelServer]) -> tuple[dict[str, _Member], dict[str, list[str]]]:
         members: dict[str, _Member] = {}
         pools: dict[str, list[str]] = {}
-        pods: list[core.Pod] = list(self._seen[kinds.POD.kind].values())
+        pods: list[core.Pod] = list(self._seen[kinds.POD].values())
         for server in servers:
             pool = pools.setdefault(f"{server.metadata.namespace}/{server.metadata.name}", [])
             for pod in pods:
@@ -160,6 +168,17 @@ class WorldView:
             for server, addresses in pools.items()
         }
         return self._arrivals.awaited(ready, self._soon)
+
+    def _update_priorities(self, servers: Iterable[networking.ModelServer]) -> None:
+        """Say what objectives mean now; most rebuilds are of pods, and change nothing of it."""
+        seen = (one for kind in _OBJECTIVES for one in self._seen[kind].values())
+        asked = [one for one in seen if not one.metadata.deletion_timestamp]
+        labelled: dict[Name, Mapping[str, str]] = {
+            (one.metadata.namespace, one.metadata.name): one.metadata.labels for one in servers
+        }
+        if asked != self._asked or (asked and labelled != self._labelled):
+            self._director.gate.objectives = priorities(asked, labelled)
+        self._asked, self._labelled = asked, labelled
 
     def _update_table(self, members: dict[str, _Member]) -> None:
         table = self._world.table
@@ -204,6 +223,13 @@ def _said(manifest: Mapping[str, Any]) -> tuple[Any, ...]:
     annotations = dict(meta.pop("annotations", None) or {})
     annotations.pop(dataplane.HELD_ANNOTATION, None)
     return meta, annotations, {name: value for name, value in manifest.items() if name != "metadata"}
+
+
+def _label(kind: kinds.Kind, name: Name) -> str:
+    group = (
+        f".{kind.group}" if kind == kinds.OLD_INFERENCE_OBJECTIVE else ""
+    )  # two kinds of one name, told apart as kubectl does
+    return f"{kind.kind}{group} {name[0]}/{name[1]}"
 
 
 def _name(manifest: Mapping[str, Any]) -> Name:

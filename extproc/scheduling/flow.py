@@ -192,7 +192,7 @@ class FlowControl:
     tenants: Mapping[str, Tenant] = field(default_factory=dict)  # "": all others
     keys: Mapping[str, int] = field(default_factory=dict)
     objectives: Mapping[str, int] = field(default_factory=dict)
-    trusted: bool = False
+    trusted: bool | None = None  # headers; None: nothing is said of them
     redis: str = ""
 
     def band(self, priority: int) -> Band:
@@ -250,7 +250,7 @@ def read(value: object, plugins: Plugins, report: Report) -> FlowControl | None:
             report(f"{path}.priority", f"another band has priority {one.priority}, too; each has one entry")
         bands[one.priority] = reader.band(path, one)
     negative = "defaultNegativePriorityBand"
-    given = isinstance(value, dict) and value.get(negative) is not None
+    given = {key for key, one in value.items() if one is not None} if isinstance(value, dict) else set()
     return FlowControl(
         detector=plugins.serving(
             "flowControl.saturationDetector.pluginRef",
@@ -259,7 +259,9 @@ def read(value: object, plugins: Plugins, report: Report) -> FlowControl | None:
             DETECTOR,
         )[0],
         default=reader.band("flowControl.defaultPriorityBand", written.default_priority_band),
-        negative=reader.band(f"flowControl.{negative}", written.default_negative_priority_band)._replace(waits=given),
+        negative=reader.band(f"flowControl.{negative}", written.default_negative_priority_band)._replace(
+            waits=negative in given
+        ),
         bands=bands,
         max_requests=_quantity(written.max_requests, "maxRequests"),
         max_bytes=_quantity(written.max_bytes, "maxBytes"),
@@ -267,7 +269,7 @@ def read(value: object, plugins: Plugins, report: Report) -> FlowControl | None:
         tenants=_by_name("tenants", written.tenants, report),
         keys={name: one.priority for name, one in _by_name("keys", written.keys, report).items()},
         objectives={name: one.priority for name, one in _by_name("objectives", written.objectives, report).items()},
-        trusted=written.trust_request_headers,
+        trusted=written.trust_request_headers if "trustRequestHeaders" in given else None,
         redis=written.redis.address,
     )
 

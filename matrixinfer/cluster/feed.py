@@ -24,6 +24,7 @@ import orjson
 
 from matrixinfer.api import kinds as known
 from matrixinfer.api import names
+from matrixinfer.cluster.missing import LOOK_EVERY_S, Lenient
 from matrixinfer.cluster.protocol import (
     AlreadyExists,
     ClusterError,
@@ -43,10 +44,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matrixinfer.cluster.protocol import Cluster, Kind, Manifest
+    from matrixinfer.cluster.store import Source
 
 log = logging.getLogger(__name__)
 
-KINDS: Final = (known.POD, known.MODEL_SERVER, known.MODEL_ROUTE, known.EXTERNAL_MODEL_PROVIDER)  # what pickers read
+# What pickers read; of that, what a cluster may not have: an objective is llm-d's.
+MAY_BE_MISSING: Final = (known.INFERENCE_OBJECTIVE, known.OLD_INFERENCE_OBJECTIVE)
+KINDS: Final = (
+    known.POD,
+    known.MODEL_SERVER,
+    known.MODEL_ROUTE,
+    known.EXTERNAL_MODEL_PROVIDER,
+    *MAY_BE_MISSING,
+)
 
 _LIST_ENDS: Final = "k8s.io/initial-events-end"
 _LONGEST_LINE: Final = 64 * 1024 * 1024
@@ -58,21 +68,24 @@ _ERRORS: Final = {
 
 
 @contextlib.asynccontextmanager
-async def serve(
+async def serve(  # noqa: PLR0913 - what is served, and its times
     cluster: Cluster,
     path: Path,
     kinds: Iterable[Kind],
     *,
     heartbeat_s: float = 5.0,
     patience_s: float = 30.0,
+    look_every_s: float = LOOK_EVERY_S,
 ) -> AsyncIterator[None]:
     """Answer readers of these kinds at the socket `path` until the context is left.
 
-    A watch gets a line at least every `heartbeat_s`; a client that takes nothing for `patience_s` is cut off.
+    A watch gets a line at least every `heartbeat_s`; a client that takes nothing for `patience_s` is cut off. Kinds that may be
+    missing, and are, are looked for every `look_every_s`.
     """
     served = {(kind.api_version, kind.kind): kind for kind in kinds}
     wakeup = WakeUp(cluster, clock=lambda: datetime.now(UTC))
-    server = _Server(cluster, served, wakeup, heartbeat_s=heartbeat_s, patience_s=patience_s)
+    source = Lenient(cluster, MAY_BE_MISSING, look_every_s=look_every_s)
+    server = _Server(source, served, wakeup, heartbeat_s=heartbeat_s, patience_s=patience_s)
     listener = await asyncio.start_unix_server(server.answer, sock=_listen(path), limit=_LONGEST_REQUEST)
     try:
         yield
@@ -106,7 +119,7 @@ def _unlink(path: Path) -> None:
 class _Server:
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: Source,
         kinds: Mapping[tuple[str, str], Kind],
         wakeup: WakeUp,
         *,
@@ -174,7 +187,7 @@ class _Server:
             raise Invalid("verb: must be list, watch or held")
         name = str(request.get("apiVersion")), str(request.get("kind"))
         if name not in self._kinds:
-            known = ", ".join(sorted(kind for _, kind in self._kinds))
+            known = ", ".join(sorted({kind for _, kind in self._kinds}))
             raise NotFound(f"{name[1]} of {name[0]} is not served here, only: {known}")
         return request, self._kinds[name]
 

@@ -175,6 +175,8 @@ class Running:
             raw = body if isinstance(body, bytes) else json.dumps(body).encode()
             await call.write(pb.ProcessingRequest(request_body={"body": raw, "end_of_stream": True}))
             answer = await call.read()
+            while answer.HasField("override_message_timeout"):  # it waits for its turn
+                answer = await call.read()
         await call.done_writing()
         return answer
 

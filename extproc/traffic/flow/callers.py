@@ -1,11 +1,13 @@
 """Who asks, and how urgently: tenant, weight and priority of a request.
 
 The tenant and the key are what the gateway vouches for. A header of the client's can only make its own request less urgent, unless
-the configuration trusts headers because something before the gateway sets them.
+the configuration trusts headers because something before the gateway sets them. An InferenceObjective says more: upstream has
+clients name it, so it counts up and down where the gateway itself says nothing of the caller's priority, nor of headers.
 """
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -14,10 +16,13 @@ if TYPE_CHECKING:
     from extproc.scheduling.flow import FlowControl
     from extproc.types import HttpRequest
 
+    Objective = tuple[str, str]  # ModelServer, name
+
 # Upstream's request headers, each with its older name.
 OBJECTIVE: Final = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 FAIRNESS_ID: Final = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
 _LONGEST: Final = 256  # characters of a name that a header gives
+_NONE: Final[Mapping[Objective, int]] = MappingProxyType({})
 
 
 class Caller(NamedTuple):
@@ -27,22 +32,26 @@ class Caller(NamedTuple):
     priority: int
 
 
-def caller(rules: FlowControl, http: HttpRequest) -> Caller:
-    """Return who asks."""
+def caller(rules: FlowControl, http: HttpRequest, server: str = "", stated: Mapping[Objective, int] = _NONE) -> Caller:
+    """Return who asks. `stated` are InferenceObjectives' priorities, at each ModelServer; `server` is the request's."""
     tenant = http.tenant
     if rules.trusted:
         tenant = _header(http.headers, FAIRNESS_ID) or tenant
-    priority = 0
+    priority, free = 0, rules.trusted is None
     if rules.tenants:
         entry = rules.tenants.get(tenant) or rules.tenants.get("")
         if entry is not None:
-            priority = entry.priority
-    if http.key and rules.keys:
-        priority = rules.keys.get(http.key, priority)
-    if rules.objectives:
-        wanted = rules.objectives.get(objective(http.headers))
+            priority, free = entry.priority, False
+    if http.key and http.key in rules.keys:
+        priority, free = rules.keys[http.key], False
+    if (rules.objectives or stated) and (name := objective(http.headers)):
+        wanted = rules.objectives.get(name)
+        if wanted is None:
+            wanted = stated.get((server, name))
+        else:
+            free = False
         if wanted is not None:
-            priority = wanted if rules.trusted else min(wanted, priority)
+            priority = wanted if free or rules.trusted else min(wanted, priority)
     return Caller(tenant, priority)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from extproc.scheduling.endpoints import EndpointTable
     from extproc.scheduling.flow import Band as Rule
     from extproc.scheduling.flow import FlowControl
+    from extproc.traffic.flow.objectives import Priorities
     from extproc.traffic.ledger import Settlement
     from extproc.types import Errand, HttpRequest, InferenceRequest
 
@@ -82,6 +83,7 @@ class Gate:
         self.counts = Counts()
         self.accounts = Accounts()
         self.rules: FlowControl | None = None
+        self.objectives: Priorities = {}  # what InferenceObjectives say; a request has the priority with which it came
         self.queues: dict[str, Queue] = {}
         self.count = 0  # waiting in all queues
         self.size = 0  # bytes of their bodies
@@ -125,7 +127,7 @@ class Gate:
         rules = self.rules
         if rules is None:
             return None
-        who = callers.caller(rules, http)
+        who = callers.caller(rules, http, server, self.objectives)
         now = self._clock()
         expected = (request.prompt_tokens, self.accounts.output(who.tenant, request))
         entry = Entry(
