@@ -38,9 +38,9 @@ def a_provider(provider: Provider, name: str = "outside", *, type: str = "OpenAI
     return f"apiVersion: {GROUP}\nkind: ExternalModelProvider\nmetadata: {{name: {name}}}\nspec: {json.dumps(given)}\n"
 
 
-def a_route(model: str, *targets: dict[str, Any]) -> str:
+def a_route(model: str, *targets: dict[str, Any], **more: Any) -> str:
     """Manifest of a ModelRoute with one rule."""
-    spec = {"modelName": model, "rules": [{"targetModels": list(targets)}]}
+    spec = {"modelName": model, "rules": [{"targetModels": list(targets)}], **more}
     return f"apiVersion: {GROUP}\nkind: ModelRoute\nmetadata: {{name: {model}}}\nspec: {json.dumps(spec)}\n"
 
 
