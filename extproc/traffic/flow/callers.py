@@ -32,7 +32,9 @@ class Caller(NamedTuple):
     priority: int
 
 
-def caller(rules: FlowControl, http: HttpRequest, server: str = "", stated: Mapping[Objective, int] = _NONE) -> Caller:
+def caller(
+    rules: FlowControl, http: HttpRequest, *, server: str = "", stated: Mapping[Objective, int] = _NONE
+) -> Caller:
     """Return who asks. `stated` are InferenceObjectives' priorities, at each ModelServer; `server` is the request's."""
     tenant = http.tenant
     if rules.trusted:

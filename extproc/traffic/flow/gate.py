@@ -127,7 +127,7 @@ class Gate:
         rules = self.rules
         if rules is None:
             return None
-        who = callers.caller(rules, http, server, self.objectives)
+        who = callers.caller(rules, http, server=server, stated=self.objectives)
         now = self._clock()
         expected = (request.prompt_tokens, self.accounts.output(who.tenant, request))
         entry = Entry(
