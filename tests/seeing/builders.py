@@ -6,7 +6,7 @@ from rich.console import Console
 
 from matrixinfer.cli import pages
 from matrixinfer.cli.view.samples import samples
-from matrixinfer.cli.view.snapshot import DecisionRow, EndpointRow, Look, ModelRow, Snapshot, Traffic
+from matrixinfer.cli.view.snapshot import DecisionRow, EndpointRow, Gateway, Look, ModelRow, Snapshot, Traffic
 
 HEALTHY = "matrixinfer_feed_connected 1.0\n"
 
@@ -34,13 +34,15 @@ def a_decision(number=0, **fields):
     return DecisionRow(**given | {"pod": "demo-0", "matched": "9/10", "prompt_tokens": 160, "end": "complete"} | fields)
 
 
+def a_gateway(number=1, silent_s=None):
+    return Gateway(number, f"http://127.0.0.1:{8079 + number}", f"http://127.0.0.1:{14999 + number}", silent_s)
+
+
 def a_snapshot(count=4, **fields):
     traffic = Traffic(6.0, 100, 480, 4000, 3520, 3, 360, 0.018, 0.087)
     given = {
-        "url": "http://127.0.0.1:8080",
-        "admin_url": "http://127.0.0.1:15000",
+        "gateways": (a_gateway(),),
         "up_s": 192.0,
-        "silent_s": None,
         "total": traffic,
         "served": 1234.0,
         "endpoints": tuple(a_row(number) for number in range(count)),

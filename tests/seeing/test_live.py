@@ -60,10 +60,10 @@ class Terminal:
 
 
 @asynccontextmanager
-async def up(folder, stderr, **env):
+async def up(folder, stderr, *arguments, **env):
     write(folder / "manifests", [a_pod("demo-0"), a_server(), a_route()])
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "matrixinfer", "up", str(folder / "manifests"), *ANY_PORTS),
+        *(sys.executable, "-m", "matrixinfer", "up", str(folder / "manifests"), *ANY_PORTS, *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=stderr,
         env={key: value for key, value in os.environ.items() if key != "NO_COLOR"} | env,
@@ -87,9 +87,11 @@ async def ask(url, **headers):
         assert answer.status == 200
 
 
-def picker_of(pid):
+def picker_of(pid, folder=b""):
+    """The picker's pid; with several, of that whose socket is below `folder`."""
     for each in descendants(pid):
-        if Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0")[1:3] == [b"-m", b"extproc"]:
+        command = Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0")
+        if command[1:3] == [b"-m", b"extproc"] and folder in command[command.index(b"--socket") + 1]:
             return each
     raise AssertionError("no picker runs")
 
@@ -114,6 +116,37 @@ async def test_a_terminal_gets_a_screen_that_follows_what_happens_and_goes_with_
         assert await process.stdout.read() == b""
         assert terminal.seen.rindex("\x1b[?25h") > terminal.seen.rfind("\x1b[?25l")  # the cursor is shown again
     terminal.close()
+
+
+async def test_a_terminal_shows_all_gateways_and_goes_on_where_one_is_silent(tmp_path):
+    terminal = Terminal()
+    async with up(tmp_path, terminal.slave, "--gateways", "2", TERM="xterm") as (process, first):
+        second = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()[1]
+        await terminal.shows(rf"MatrixInfer {first}, :{second.rpartition(':')[2]} .* 1/1 ready")
+        await ask(first, **{"x-request-id": "by-one"})
+        await ask(second, **{"x-request-id": "by-two"})
+        await terminal.shows(r" 1 +by-one .*demo-0 .*complete")
+        await terminal.shows(r" 2 +by-two .*demo-0 .*complete")
+        await terminal.shows("2 requests in all")
+        picker = picker_of(process.pid, b"/2/")
+        os.kill(picker, signal.SIGSTOP)
+        await terminal.shows("! the picker of gateway 2 has not answered for .*: its part of what follows")
+        await ask(first, **{"x-request-id": "more-by-one"})
+        await terminal.shows(r" 1 +more-by-one .*demo-0 .*complete")
+        os.kill(picker, signal.SIGCONT)
+        terminal.forget()
+        await terminal.shows("3 requests in all")
+    terminal.close()
+
+
+async def test_without_a_terminal_lines_sum_up_all_gateways(tmp_path):
+    async with up(tmp_path, asyncio.subprocess.PIPE, "--gateways", "2") as (process, first):
+        second = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()[1]
+        await ask(first)
+        await ask(second)
+        async with asyncio.timeout(60):
+            while b"matrixinfer: 2 requests in all" not in await process.stderr.readline():
+                pass
 
 
 async def test_without_a_terminal_lines_sum_up_what_has_changed(tmp_path):

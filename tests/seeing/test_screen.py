@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from matrixinfer.cli.view import words
 from matrixinfer.cli.view.screen import screen
 from matrixinfer.cli.view.snapshot import ModelRow, Traffic
-from tests.seeing.builders import a_decision, a_row, a_snapshot, text
+from tests.seeing.builders import a_decision, a_gateway, a_row, a_snapshot, text
 
 AT_80 = """\
 MatrixInfer http://127.0.0.1:8080  up 3:12  4/4 ready   Ctrl-C stops
@@ -68,10 +68,35 @@ def test_of_sixty_endpoints_those_in_trouble_and_the_busiest_are_shown_and_the_o
 
 
 def test_a_silent_picker_is_told_above_what_it_said_last():
-    lines = text(screen(a_snapshot(silent_s=12.0), width=100, height=30), 100).splitlines()
+    lines = text(screen(a_snapshot(gateways=(a_gateway(silent_s=12.0),)), width=100, height=30), 100).splitlines()
 
     assert lines[2] == "! the picker has not answered for 12s: what follows is the last it told"
     assert any(line.startswith("demo-0") for line in lines)
+
+
+def test_several_gateways_are_named_and_decisions_say_whose_they_are():
+    gateways = (a_gateway(1), a_gateway(2, 12.0))
+    decisions = (a_decision(0, gateway=2), a_decision(1, gateway=1))
+    lines = text(screen(a_snapshot(1, gateways=gateways, decisions=decisions), width=150, height=30), 150).splitlines()
+
+    assert lines[0].startswith(
+        "MatrixInfer http://127.0.0.1:8080, :8081  up 3:12  1/1 ready   admin http://127.0.0.1:15000, :15001"
+    )
+    assert (
+        lines[2] == "! the picker of gateway 2 has not answered for 12s: its part of what follows is the last it told"
+    )
+    assert [line.split()[:3] for line in lines[-3:]] == [
+        ["AGO", "GW", "REQUEST"],
+        ["0s", "2", "request-0"],
+        ["1s", "1", "request-1"],
+    ]
+
+
+def test_of_very_many_gateways_some_are_named():
+    gateways = tuple(a_gateway(number) for number in range(1, 10))
+    title = text(screen(a_snapshot(gateways=gateways), width=80, height=30), 80).splitlines()[0]
+
+    assert title.startswith("MatrixInfer http://127.0.0.1:8080, :8081, :8082, :8083 and 5 more  up")
 
 
 def test_more_problems_than_lines_are_counted():

@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 REQUESTS: Final = "matrixinfer_requests_total"  # model, reason, status
 TOKENS: Final = "matrixinfer_tokens_total"  # model, type
@@ -58,6 +58,27 @@ class Samples:
                 for labels, value in values.items()
             }
         return Samples(grown)
+
+    def times(self, factor: float) -> Samples:
+        """Return all of them, multiplied."""
+        return Samples(
+            {
+                name: {labels: value * factor for labels, value in values.items()}
+                for name, values in self._values.items()
+            }
+        )
+
+    @classmethod
+    def sum(cls, several: Sequence[Samples]) -> Samples:
+        """Return what several pages say together; what only some say counts as 0 in the others."""
+        if len(several) == 1:
+            return several[0]
+        added: defaultdict[str, defaultdict[Labels, float]] = defaultdict(lambda: defaultdict(float))
+        for one in several:
+            for name in WANTED:
+                for labels, value in one.of(name).items():
+                    added[name][labels] += value
+        return cls(added)
 
 
 def samples(page: str) -> Samples:

@@ -27,6 +27,7 @@ _FEWEST: Final = 5  # endpoints that are always shown
 _MODELS: Final = 4
 _DECISIONS: Final = 5
 _PROBLEMS: Final = 3
+_PORTS: Final = 3  # of further gateways
 _BAR: Final = 8
 _GAP: Final = "  "
 _STEADY: Final = 5  # columns of a number, so that it may grow and nothing moves
@@ -48,9 +49,7 @@ def screen(shown: Snapshot, *, width: int, height: int) -> RenderableType:
     """Return the screen; it has at most `height` lines."""
     problems = [_note(f"! {text}") for text in shown.problems]
     head: list[RenderableType] = [_title(shown, width), _totals(shown.total, shown, width)]
-    if shown.silent_s is not None:
-        away = f"! the picker has not answered for {words.ago(shown.silent_s)}: what follows is the last it told"
-        problems.insert(0, _note(away))
+    problems[:0] = [_note(f"! {away}") for away in _silences(shown)]
     head += _cut(problems, _PROBLEMS, "more problems: see /routes of the admin pages")
     left = height - len(head)
     models = _room(len(shown.models), _MODELS)
@@ -61,6 +60,16 @@ def screen(shown: Snapshot, *, width: int, height: int) -> RenderableType:
     if decisions:
         parts += ["", _decisions(shown.decisions[:decisions], width)]
     return Group(*parts)
+
+
+def _silences(shown: Snapshot) -> Iterable[str]:
+    """Yield which pickers do not answer."""
+    for one in shown.gateways:
+        if one.silent_s is not None:
+            alone = len(shown.gateways) == 1
+            who = "the picker" if alone else f"the picker of gateway {one.number}"
+            part = "what follows is" if alone else "its part of what follows is"
+            yield f"{who} has not answered for {words.ago(one.silent_s)}: {part} the last it told"
 
 
 def _room(count: int, most: int) -> int:
@@ -81,14 +90,22 @@ def _note(text: str) -> Text:
 def _title(shown: Snapshot, width: int) -> Text:
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append("MatrixInfer ", "bold")
-    line.append(shown.url, "bold cyan")
+    line.append(_addresses([one.url for one in shown.gateways]), "bold cyan")
     line.append(f"  up {words.clock(shown.up_s)}")
     line.append(f"  {shown.ready}/{len(shown.endpoints)} ready", "green" if shown.ready else "bold red")
     if width >= _WIDE:
-        line.append(f"   admin {shown.admin_url}   matrixinfer explain ID tells why   Ctrl-C stops", "dim")
+        admin = _addresses([one.admin_url for one in shown.gateways])
+        line.append(f"   admin {admin}   matrixinfer explain ID tells why   Ctrl-C stops", "dim")
     else:
         line.append("   Ctrl-C stops", "dim")
     return line
+
+
+def _addresses(urls: Sequence[str]) -> str:
+    """Return the first URL, and of the others what tells them apart: `http://127.0.0.1:8080, :8081, :8082`."""
+    ports = [f":{url.rpartition(':')[2]}" for url in urls[1:]]
+    rest = [f"and {len(ports) - _PORTS} more"] if len(ports) > _PORTS else []
+    return ", ".join([*urls[:1], *ports[:_PORTS]]) + "".join(f" {each}" for each in rest)
 
 
 def _totals(total: Traffic, shown: Snapshot, width: int) -> Text:
@@ -183,6 +200,7 @@ def _models(rows: Sequence[ModelRow], lines: int, width: int) -> RenderableType:
 def _decisions(rows: Sequence[DecisionRow], width: int) -> RenderableType:
     columns: list[_Column[DecisionRow]] = [
         _Column("AGO", lambda row: words.ago(row.s_ago)),
+        _Column("GW", lambda row: str(row.gateway), 0 if rows[0].gateway else 10_000, "left"),
         _Column("REQUEST", lambda row: row.request_id, 110, "left"),
         _Column("TICKET", lambda row: row.ticket, justify="left"),
         _Column("MODEL", lambda row: row.model, justify="left"),

@@ -1,6 +1,8 @@
-"""What the view shows at one moment, made of the looks taken at the picker in the last minute. Pure.
+"""What the view shows at one moment, made of the looks taken at the pickers in the last minute. Pure.
 
 Rates are those of the last ten seconds, shares and quantiles those of the last minute: few requests tell little of them.
+Several gateways before the same engines are one to the user: what they count is added up, endpoints are one row for each
+address. A picker that is silent has its part in it as it told last.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
     from matrixinfer.cli import pages
 
+    _Account = tuple[float, pages.Endpoint]  # how old it is (seconds), and what a picker says
+
 RATES_S: Final = 10.0
 SHARES_S: Final = 60.0
 NO_ERRORS: Final = frozenset({"complete", "client-gone"})  # how requests end whose end is nobody's fault here
@@ -34,6 +38,24 @@ class Look:
     decisions: Sequence[pages.Line]
     refusals: Sequence[pages.Refusal]
     routes: pages.Routes
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """One gateway, and whether its picker can be asked."""
+
+    number: int  # from 1
+    url: str
+    admin_url: str
+    silent_s: float | None = None  # how long the picker has not answered; None: it does
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of one gateway."""
+
+    gateway: Gateway
+    looks: Sequence[Look] = ()  # oldest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +109,17 @@ class DecisionRow:
     matched: str
     prompt_tokens: int | None
     end: str
+    gateway: int = 0  # its number; 0: there is only one
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything on the screen."""
 
-    url: str
-    admin_url: str
+    gateways: tuple[Gateway, ...]
     up_s: float
-    silent_s: float | None  # how long the picker has not answered; None: it does
     total: Traffic = field(default_factory=Traffic)
-    served: float = 0.0  # requests since the picker's start
+    served: float = 0.0  # requests since the pickers' start
     endpoints: tuple[EndpointRow, ...] = ()
     models: tuple[ModelRow, ...] = ()
     decisions: tuple[DecisionRow, ...] = ()
@@ -117,35 +138,37 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class _Growth:
-    """What was counted in the two windows, and how long they really were."""
+    """What was counted in the two windows."""
 
-    short: Samples
-    short_s: float
+    per_s: Samples  # in the short one
     long: Samples
 
-    def per_s(self, name: str, *labels: str) -> float:
-        return self.short.value(name, *labels) / self.short_s
 
-
-def snapshot(looks: Sequence[Look], *, url: str, admin_url: str, up_s: float, silent_s: float | None) -> Snapshot:
-    """Return what `looks` (oldest first) say together."""
-    if not looks:
-        return Snapshot(url, admin_url, up_s, silent_s)
-    now = looks[-1]
-    growth = _growth(looks)
-    shorten = _shortener([each.pod for each in now.endpoints])
-    pods = {each.address: shorten(each.pod) for each in now.endpoints}
+def snapshot(seen: Sequence[Seen], *, up_s: float) -> Snapshot:
+    """Return what was seen of all gateways, together."""
+    gateways = tuple(one.gateway for one in seen)
+    told = [one for one in seen if one.looks]
+    if not told:
+        return Snapshot(gateways, up_s)
+    # Who is gone where somebody can be asked is gone, whatever a silent picker told last.
+    answering = [one for one in told if one.gateway.silent_s is None] or told
+    listed = {each.address: each for one in answering for each in one.looks[-1].endpoints}
+    shorten = _shortener([each.pod for each in listed.values()])
+    pods = {address: shorten(each.pod) for address, each in listed.items()}
+    growths = [_growth(one.looks) for one in told]
+    growth = _Growth(Samples.sum([one.per_s for one in growths]), Samples.sum([one.long for one in growths]))
+    latest, alone = max(one.looks[-1].at for one in told), len(seen) == 1
+    rows = [_endpoint(accounts, growth, shorten) for accounts in _accounts(told, latest, listed)]
+    decisions = [row for one in told for row in _decisions(one, pods, latest=latest, alone=alone)]
     return Snapshot(
-        url=url,
-        admin_url=admin_url,
+        gateways=gateways,
         up_s=up_s,
-        silent_s=silent_s,
         total=_of_models(growth, None),
-        served=sum(now.samples.of(names.REQUESTS).values()),
-        endpoints=tuple(sorted((_endpoint(each, growth, shorten) for each in now.endpoints), key=_by_name)),
-        models=tuple(_models(now.routes, growth)),
-        decisions=tuple(_decisions(now, pods)),
-        problems=tuple(_problems(now, growth.long)),
+        served=sum(sum(one.looks[-1].samples.of(names.REQUESTS).values()) for one in told),
+        endpoints=tuple(sorted(rows, key=_by_name)),
+        models=tuple(_models(answering[0].looks[-1].routes, growth)),
+        decisions=tuple(sorted(decisions, key=lambda row: row.s_ago)),
+        problems=tuple(_problems(told, growth.long, alone=alone)),
     )
 
 
@@ -160,11 +183,8 @@ def _growth(looks: Sequence[Look]) -> _Growth:
     now = looks[-1]
     short = _before(looks, now.at - RATES_S)
     long = _before(looks, now.at - SHARES_S)
-    return _Growth(
-        short=now.samples.since(short.samples),
-        short_s=max(now.at - short.at, 1.0),
-        long=now.samples.since(long.samples),
-    )
+    per_s = now.samples.since(short.samples).times(1.0 / max(now.at - short.at, 1.0))
+    return _Growth(per_s, now.samples.since(long.samples))
 
 
 def _before(looks: Sequence[Look], at: float) -> Look:
@@ -190,9 +210,9 @@ def _of_models(growth: _Growth, model: str | None) -> Traffic:
         if model is None or labels[1] == model:
             buckets[float(labels[0])] += value
     return Traffic(
-        requests_s=total(growth.short, names.REQUESTS, 0) / growth.short_s,
-        input_s=total(growth.short, names.TOKENS, 0, "input") / growth.short_s,
-        output_s=total(growth.short, names.TOKENS, 0, "output") / growth.short_s,
+        requests_s=total(growth.per_s, names.REQUESTS, 0),
+        input_s=total(growth.per_s, names.TOKENS, 0, "input"),
+        output_s=total(growth.per_s, names.TOKENS, 0, "output"),
         prompt=total(growth.long, names.TOKENS, 0, "input"),
         cached=total(growth.long, names.CACHED, 0),
         errors=sum(value for (_, reason, _), value in ended.items() if reason not in NO_ERRORS),
@@ -202,24 +222,44 @@ def _of_models(growth: _Growth, model: str | None) -> Traffic:
     )
 
 
-def _endpoint(one: pages.Endpoint, growth: _Growth, shorten: _Shortener) -> EndpointRow:
+def _accounts(told: Sequence[Seen], latest: float, addresses: Iterable[str]) -> Iterable[list[_Account]]:
+    """Return what the pickers say of each of the addresses."""
+    found: dict[str, list[_Account]] = {address: [] for address in addresses}
+    for one in told:
+        look = one.looks[-1]
+        for each in look.endpoints:
+            if each.address in found:
+                found[each.address].append((latest - look.at, each))
+    return found.values()
+
+
+def _endpoint(accounts: Sequence[_Account], growth: _Growth, shorten: _Shortener) -> EndpointRow:
+    """Return the row of an endpoint by all that is said of it.
+
+    What the engine says of itself is as it told last. It is avoided where one picker avoids it.
+    """
+    _, one = min(accounts, key=lambda account: account[0])
     address = one.address
+    avoided_s = max(each.avoided_for_s - late_s for late_s, each in accounts)
     state = "ready" if one.ready else "not ready"
-    if one.ready and one.avoided_for_s > 0:
-        state = f"avoided {one.avoided_for_s:.0f}s"
-    told = one.scraped_s_ago is not None
+    if one.ready and avoided_s > 0:
+        state = f"avoided {avoided_s:.0f}s"
+    scrapes = {
+        each.scraped_s_ago + late_s: each for late_s, each in reversed(accounts) if each.scraped_s_ago is not None
+    }
+    engine = scrapes[min(scrapes)] if scrapes else None
     return EndpointRow(
         address=address,
         pod=shorten(one.pod),
         state=state,
-        inflight=one.inflight,
-        waiting=one.waiting if told else None,
-        kv_usage=one.kv_usage if told else None,
+        inflight=sum(each.inflight for _, each in accounts),
+        waiting=None if engine is None else engine.waiting,
+        kv_usage=None if engine is None else engine.kv_usage,
         server=", ".join(shorten(server) for server in one.servers),
         traffic=Traffic(
-            requests_s=growth.per_s(names.ENDPOINT_REQUESTS, address),
-            input_s=growth.per_s(names.ENDPOINT_TOKENS, address, "input"),
-            output_s=growth.per_s(names.ENDPOINT_TOKENS, address, "output"),
+            requests_s=growth.per_s.value(names.ENDPOINT_REQUESTS, address),
+            input_s=growth.per_s.value(names.ENDPOINT_TOKENS, address, "input"),
+            output_s=growth.per_s.value(names.ENDPOINT_TOKENS, address, "output"),
             prompt=growth.long.value(names.ENDPOINT_TOKENS, address, "input"),
             cached=growth.long.value(names.ENDPOINT_TOKENS, address, "cached"),
             errors=growth.long.value(names.ENDPOINT_FAILURES, address),
@@ -251,11 +291,13 @@ def _models(routes: pages.Routes, growth: _Growth) -> Iterable[ModelRow]:
         yield ModelRow(UNKNOWN, ("no route names it",), served=False, traffic=unknown)
 
 
-def _decisions(now: Look, pods: Mapping[str, str]) -> list[DecisionRow]:
-    """Return decisions and refusals, newest first."""
-    sent = [
-        DecisionRow(
-            s_ago=line.s_ago,
+def _decisions(seen: Seen, pods: Mapping[str, str], *, latest: float, alone: bool) -> Iterable[DecisionRow]:
+    """Yield the decisions and refusals of a gateway's picker."""
+    now, number = seen.looks[-1], 0 if alone else seen.gateway.number
+    late_s = latest - now.at
+    for line in now.decisions:
+        yield DecisionRow(
+            s_ago=line.s_ago + late_s,
             ticket=line.ticket,
             request_id=line.request_id,
             model=line.model,
@@ -263,31 +305,38 @@ def _decisions(now: Look, pods: Mapping[str, str]) -> list[DecisionRow]:
             matched=line.matched_blocks,
             prompt_tokens=line.prompt_tokens,
             end=line.end,
+            gateway=number,
         )
-        for line in now.decisions
-    ]
-    refused = [
-        DecisionRow(
-            s_ago=line.s_ago,
+    for refusal in now.refusals:
+        yield DecisionRow(
+            s_ago=refusal.s_ago + late_s,
             ticket="",
-            request_id=line.request_id,
-            model=line.model,
+            request_id=refusal.request_id,
+            model=refusal.model,
             pod="",
             matched="",
             prompt_tokens=None,
-            end=f"{line.status} {line.reason}",
+            end=f"{refusal.status} {refusal.reason}",
+            gateway=number,
         )
-        for line in now.refusals
-    ]
-    return sorted((*sent, *refused), key=lambda row: row.s_ago)
 
 
-def _problems(now: Look, lately: Samples) -> Iterable[str]:
-    """Yield what limits the trust in all the rest, the worst first."""
-    if not now.samples.value(names.FEED_CONNECTED):
-        yield "the picker does not hear the cluster: it works with what it knew last"
-    if now.samples.value(names.CONFIG_PROBLEM):
-        yield "the scheduler's configuration cannot be used: the last good one is in force (see the picker's log)"
+def _problems(told: Sequence[Seen], lately: Samples, *, alone: bool) -> Iterable[str]:
+    """Yield what limits the trust in all the rest, the worst first; what all say of a resource once."""
+    for one in told:
+        samples, whose = one.looks[-1].samples, "" if alone else f"gateway {one.gateway.number}: "
+        if not samples.value(names.FEED_CONNECTED):
+            yield f"{whose}the picker does not hear the cluster: it works with what it knew last"
+        if samples.value(names.CONFIG_PROBLEM):
+            yield f"{whose}the scheduler's configuration cannot be used: the last good one is in force (see the picker's log)"
+    yield from dict.fromkeys(said for one in told for said in _of_resources(one.looks[-1]))
+    if bypassed := lately.value(names.BYPASSED):
+        yield f"{bypassed:.0f} requests in the last minute went past the picker"
+    if expired := lately.value(names.LEDGER, "expired"):
+        yield f"{expired:.0f} requests in the last minute were given up: no record of their end came"
+
+
+def _of_resources(now: Look) -> Iterable[str]:
     for resource, problem in now.routes.problems.items():
         yield f"{resource}: {problem}"
     for route, why in now.routes.skipped.items():
@@ -295,10 +344,6 @@ def _problems(now: Look, lately: Samples) -> Iterable[str]:
     for (condition, kind), count in now.samples.of(names.UNMET).items():
         if condition == "Programmed" and count:
             yield f"{count:.0f} {kind}: Envoy has not taken what was made of it (see its condition Programmed)"
-    if bypassed := lately.value(names.BYPASSED):
-        yield f"{bypassed:.0f} requests in the last minute went past the picker"
-    if expired := lately.value(names.LEDGER, "expired"):
-        yield f"{expired:.0f} requests in the last minute were given up: no record of their end came"
 
 
 class _Shortener:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from matrixinfer.cli.view import words
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from matrixinfer.cli.view.snapshot import Snapshot
 
 
@@ -14,17 +16,23 @@ def summary(before: Snapshot | None, now: Snapshot) -> str:
     """Return what has changed since `before`; "" if that is nothing worth a line."""
     if before is None:
         return ""
-    if now.silent_s is not None:
-        return "the picker does not answer" if before.silent_s is None else ""
-    parts = []
-    if before.silent_s is not None:
-        parts.append("the picker answers again")
+    parts = list(_silences(before, now))
+    if all(one.silent_s is not None for one in now.gateways):
+        return "; ".join(parts)
     if now.served > before.served or now.total.errors > before.total.errors:
         parts.append(_traffic(now))
     if (now.ready, len(now.endpoints)) != (before.ready, len(before.endpoints)):
         parts.append(f"{now.ready} of {len(now.endpoints)} endpoints ready")
     parts += [problem for problem in now.problems if problem not in before.problems]
     return words.printable("; ".join(parts))
+
+
+def _silences(before: Snapshot, now: Snapshot) -> Iterable[str]:
+    """Yield which pickers fell silent, and which answer again."""
+    for one, earlier in zip(now.gateways, before.gateways, strict=True):
+        if (one.silent_s is None) is not (earlier.silent_s is None):
+            who = "the picker" if len(now.gateways) == 1 else f"the picker of gateway {one.number}"
+            yield f"{who} answers again" if one.silent_s is None else f"{who} does not answer"
 
 
 def _traffic(now: Snapshot) -> str:
