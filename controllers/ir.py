@@ -87,6 +87,7 @@ class Handling:
     together: tuple[str, ...] = ()  # those of them that fail over to one another; two or more, or none
     mirrors: tuple[Mirror, ...] = ()
     policy: Policy = field(default_factory=Policy)
+    relayed: bool = False  # what all endpoints have failed may go on to a provider
 
 
 @dataclass(frozen=True, slots=True)

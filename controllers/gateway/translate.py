@@ -234,6 +234,7 @@ def _handlings(routes: Iterable[networking.ModelRoute], servers: Mapping[Name, S
                 together if len(together) > 1 else (),
                 tuple(ir.Mirror(name, percent) for name, percent in asked.mirrors if (namespace, name) in servers),
                 _policy(asked.policy),
+                relayed=asked.relayed,
             )
     return tuple(found[key] for key in sorted(found))
 

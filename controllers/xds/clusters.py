@@ -136,12 +136,12 @@ def _http1(filters: Iterable[HttpFilter] = ()) -> UpstreamHttpOptions:
     )
 
 
-def group(name: str, rename: HttpFilter) -> Cluster:
+def group(name: str, *filters: HttpFilter) -> Cluster:
     """Build a cluster beside those of the ModelServers: of several that fail over to one another, or of one for copies.
 
     The picker's list leads from one ModelServer to the next, and least request decides for copies, which have no list.
-    Nobody's health is asked: the picker knows better, and nobody waits for what becomes of a copy. `rename` puts the
-    name into the body by which an endpoint knows the model.
+    Nobody's health is asked: the picker knows better, and nobody waits for what becomes of a copy. `filters` see every
+    try.
     """
     return Cluster(
         name=name,
@@ -155,12 +155,14 @@ def group(name: str, rename: HttpFilter) -> Cluster:
         transport_socket_matches=[
             ClusterTransportSocketMatch(name="tls", match=Struct.from_dict({"tls": True}), transport_socket=_tls())
         ],
-        typed_extension_protocol_options={UPSTREAM_HTTP: packed(_http1((rename, UPSTREAM_CODEC)))},
+        typed_extension_protocol_options={UPSTREAM_HTTP: packed(_http1((*filters, UPSTREAM_CODEC)))},
     )
 
 
-def group_assignment(name: str, backends: tuple[ir.Backend, ...]) -> ClusterLoadAssignment:
-    """List the endpoints of these ModelServers, each once."""
+def group_assignment(
+    name: str, backends: tuple[ir.Backend, ...], *further: LocalityLbEndpoints
+) -> ClusterLoadAssignment:
+    """List the endpoints of these ModelServers, each once, and `further` ones."""
     tls = Metadata(filter_metadata={"envoy.transport_socket_match": Struct.from_dict({"tls": True})})
     found = {endpoint: backend.tls for backend in backends for endpoint in backend.endpoints}
     return ClusterLoadAssignment(
@@ -174,7 +176,8 @@ def group_assignment(name: str, backends: tuple[ir.Backend, ...]) -> ClusterLoad
                     )
                     for endpoint in sorted(found)
                 ]
-            )
+            ),
+            *further,
         ],
     )
 

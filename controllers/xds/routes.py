@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 Handled = tuple[ir.Handling, int]  # with the number of backends that requests for one may fail over to
 ROUTES = "gateway"
+RELAYED = "relayed"
 EXT_PROC = "envoy.filters.http.ext_proc"
 MODEL = dataplane.MODEL  # set by our filters while the picker is away, and where access depends on it
 
@@ -147,18 +148,19 @@ def _handled(
     own, tries = networking.tries(treated.retry.attempts, further)
     cluster = dataplane.together_name(handling.namespace, handling.together) if tries > own else alone
     everywhere = replace(treated, retry=replace(treated.retry, attempts=tries - 1))
+    parts = [("", cluster, everywhere), (dataplane.ALONE, alone, treated)]
+    if handling.relayed and treated.retry.attempts:
+        names = handling.together if tries > own else (backend.name,)
+        also_out = replace(treated, retry=replace(treated.retry, attempts=tries))
+        parts.append((dataplane.RELAYED, dataplane.relayed_name(handling.namespace, names), also_out))
     idle_s = handling.policy.idle_s
     for ending, idle in (("", None), (dataplane.STREAM, idle_s)):
         if ending and idle is None:
             continue
-        shared = RouteAction(
-            cluster=cluster, request_mirror_policies=[_copies(handling, one) for one in handling.mirrors]
-        )
-        for parts, action, what in (
-            ("", shared, everywhere),
-            (dataplane.ALONE, RouteAction(cluster=alone), treated),
-        ):
-            key = handling.key + ending + parts
+        for part, where, what in parts:
+            key = handling.key + ending + part
+            mirrors = [] if part == dataplane.ALONE else [_copies(handling, one) for one in handling.mirrors]
+            action = RouteAction(cluster=where, request_mirror_policies=mirrors)
             yield (
                 key,
                 Route(
@@ -344,6 +346,20 @@ def _text(match: ir.TextMatch) -> StringMatcher:
 def _anywhere(pattern: str) -> RegexMatcher:
     """Envoy matches whole texts; rules search."""
     return RegexMatcher(regex=f"(?s).*?(?:{pattern}).*")
+
+
+def relayed(limits: ir.Limits) -> RouteConfiguration:
+    """Build the table of requests that go on to providers, but for the entries of its map, which `filled` adds."""
+    otherwise = _then(_not_yet(limits), _unavailable(limits))
+    return RouteConfiguration(
+        name=RELAYED,
+        virtual_hosts=[
+            VirtualHost(name=RELAYED, domains=["*"], matcher=_by_header(dataplane.TARGET, otherwise)),
+        ],
+        request_headers_to_remove=[dataplane.ENDPOINT, dataplane.TARGET, dataplane.RELAY],
+        max_direct_response_body_size_bytes=1024 * 1024,
+        typed_per_filter_config=providers.switched_on(on=True),
+    )
 
 
 def _reserved() -> tuple[Route, ...]:

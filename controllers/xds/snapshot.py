@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf import any_pb2
 
-from controllers.xds import access, clusters, filters, listeners, providers, routes
+from controllers.xds import access, clusters, filters, listeners, providers, relay, routes
 from controllers.xds.typed import packed
 from matrixinfer.api import dataplane
 
@@ -66,11 +66,13 @@ class Builder:
     def build(self, config: ir.IR) -> Snapshot:
         """Encode `config`; only what differs from the last build costs."""
         gateway = config.gateway
+        if not relay.wanted(config):
+            config = replace(config, handlings=tuple(replace(one, relayed=False) for one in config.handlings))
         bare = tuple(replace(backend, endpoints=()) for backend in config.backends)
         names = [dataplane.cluster_name(backend.namespace, backend.name) for backend in bare]
         encoder = _Encoder(self._last)
         issuers = config.access.issuers if config.access is not None else ()
-        groups = _groups(config)
+        groups, relayed = _groups(config), _relayed(config)
         fetched = {access.jwks_cluster(one.jwks.url): one.jwks.url for one in issuers if one.jwks.url}
         resources = {
             CDS: {
@@ -81,6 +83,7 @@ class Builder:
                 },
                 **{name: encoder.encode(clusters.cluster, one) for name, one in zip(names, bare, strict=True)},
                 **{name: encoder.encode(_group, name, gateway.module) for name in groups},
+                **{name: encoder.encode(_relayed_group, name, gateway.module) for name in relayed},
                 **_outward(config, encoder),
             },
             SDS: {
@@ -94,10 +97,17 @@ class Builder:
                     for name, one in zip(names, config.backends, strict=True)
                 },
                 **{name: encoder.encode(clusters.group_assignment, name, members) for name, members in groups.items()},
+                **{name: encoder.encode(_relayed_assignment, name, members) for name, members in relayed.items()},
             },
             ECDS: {name: encoder.encode(access.discovered, name, config.access) for name in (access.KEYS, access.JWT)},
-            LDS: {one.name: encoder.encode(listeners.listener, one, gateway) for one in gateway.listeners},
-            RDS: {routes.ROUTES: self._routes(replace(config, backends=bare), encoder)},
+            LDS: {
+                **{one.name: encoder.encode(listeners.listener, one, gateway) for one in gateway.listeners},
+                **({dataplane.RELAY_LISTENER: encoder.encode(relay.listener, gateway)} if relayed else {}),
+            },
+            RDS: {
+                routes.ROUTES: self._routes(replace(config, backends=bare), encoder),
+                **({routes.RELAYED: _relay_routes(config, encoder)} if relayed else {}),
+            },
         }
         self._last = encoder.used
         return Snapshot(resources)
@@ -115,10 +125,7 @@ class Builder:
             dataplane.target_name(*name): encoder.part(routes.picked, one, tuple(handled[name]), limits)
             for name, one in backends.items()
         }
-        targets |= {
-            dataplane.provider_name(one.namespace, one.name): encoder.part(routes.outward, providers.bare(one), limits)
-            for one in config.providers
-        }
+        targets |= _to_providers(config, encoder)
         models = {}
         if config.gateway.picker.fail_open:
             for model in config.models:
@@ -168,6 +175,44 @@ def _groups(config: ir.IR) -> dict[str, tuple[ir.Backend, ...]]:
             backend = backends.get((one.namespace, mirror.name))
             found[dataplane.mirror_name(one.namespace, mirror.name)] = (backend,) if backend is not None else ()
     return dict(sorted(found.items()))
+
+
+def _relayed(config: ir.IR) -> dict[str, tuple[ir.Backend, ...]]:
+    """Give the clusters of which the relay is the last endpoint, and which backends are in them."""
+    backends = {(one.namespace, one.name): one for one in config.backends}
+    found: dict[str, tuple[ir.Backend, ...]] = {}
+    for one in config.handlings:
+        if not one.relayed:
+            continue
+        known = [name for name in one.together if (one.namespace, name) in backends]
+        for target in one.targets:
+            names = one.together if target in known and len(known) > 1 else (target,)
+            members = [backends[one.namespace, name] for name in names if (one.namespace, name) in backends]
+            found[dataplane.relayed_name(one.namespace, names)] = tuple(members)
+    return dict(sorted(found.items()))
+
+
+def _to_providers(config: ir.IR, encoder: _Encoder) -> dict[str, bytes]:
+    """Encode what is done with requests that have a provider as their target."""
+    limits = config.gateway.limits
+    return {
+        dataplane.provider_name(one.namespace, one.name): encoder.part(routes.outward, providers.bare(one), limits)
+        for one in config.providers
+    }
+
+
+def _relay_routes(config: ir.IR, encoder: _Encoder) -> Resource:
+    frame = encoder.part(routes.relayed, config.gateway.limits)
+    made = any_pb2.Any(type_url=RDS, value=routes.filled(frame, _to_providers(config, encoder), {}))
+    return _resource(made.SerializeToString())
+
+
+def _relayed_group(name: str, module: bool) -> Message:  # noqa: FBT001 - as the encoder calls it
+    return clusters.group(name, relay.introduction(), filters.rename(module=module))
+
+
+def _relayed_assignment(name: str, members: tuple[ir.Backend, ...]) -> Message:
+    return clusters.group_assignment(name, members, relay.endpoint())
 
 
 def _group(name: str, module: bool) -> Message:  # noqa: FBT001 - as the encoder calls it

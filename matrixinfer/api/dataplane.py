@@ -27,6 +27,12 @@ TARGET: Final = "x-matrixinfer-target"
 HANDLING: Final = "x-matrixinfer-handling"
 STREAM: Final = "-stream"  # the answer is a stream, so silence in it is bounded
 ALONE: Final = "-alone"  # the body is for this target only: it fails over to no other, and nobody gets a copy
+RELAYED: Final = "-relayed"  # after all endpoints it may go on to the provider that overflows
+# Where such a request goes: a listener inside of Envoy, its name as an endpoint, and the header by which the request's ticket gets
+# there. That is set on this try only, by Envoy, of the picker's metadata; at the door a client's is removed.
+RELAY_LISTENER: Final = "relay"
+RELAY_ENDPOINT: Final = "envoy://relay/"
+RELAY: Final = "x-matrixinfer-relay"
 # Request header of a copy, set by Envoy only and never sent on: where its body names the model, and the name to put there.
 RENAME: Final = "x-matrixinfer-rename"
 # Request header, set by Envoy only and never sent on: the model that it read in the body, where it had to.
@@ -97,6 +103,11 @@ def cluster_name(namespace: str, name: str) -> str:
 def together_name(namespace: str, names: Sequence[str]) -> str:
     """Name of the Envoy cluster that holds the endpoints of all these ModelServers; `names` are sorted."""
     return f"modelservers/{namespace}/{'+'.join(names)}"
+
+
+def relayed_name(namespace: str, names: Sequence[str]) -> str:
+    """Name of the Envoy cluster that holds the endpoints of these ModelServers, and the relay; `names` are sorted."""
+    return f"{together_name(namespace, names)}/relayed"
 
 
 def mirror_name(namespace: str, name: str) -> str:

@@ -34,6 +34,7 @@ class Handling:
     mirrors: tuple[tuple[str, int], ...]  # ModelServer, percent
     policy: RouteTrafficPolicy | None
     key: str = ""  # names all of it
+    relayed: bool = False  # what all endpoints have failed may go on to an external provider
 
 
 def handling(namespace: str, spec: ModelRouteSpec, rule: RouteRule) -> Handling | None:
@@ -42,12 +43,15 @@ def handling(namespace: str, spec: ModelRouteSpec, rule: RouteRule) -> Handling 
     together = tuple(sorted(servers)) if len(servers) > 1 else ()
     mirrors = tuple(sorted((mirror.model_server_name, mirror.percent) for mirror in rule.mirrors))
     policy = spec.traffic_policy
-    if not together and not mirrors and policy is None:
+    relayed = bool(servers) and any(
+        target.overflow and target.weight and target.external_model_provider_name for target in rule.target_models
+    )
+    if not together and not mirrors and policy is None and not relayed:
         return None
     said = policy.model_dump(mode="json", exclude_none=True) if policy is not None else None
-    text = json.dumps([namespace, together, mirrors, said], sort_keys=True)
+    text = json.dumps([namespace, together, mirrors, said, *(["relayed"] if relayed else [])], sort_keys=True)
     key = hashlib.blake2b(text.encode(), digest_size=9).hexdigest()
-    return Handling(namespace, together, mirrors, policy, key)
+    return Handling(namespace, together, mirrors, policy, key, relayed)
 
 
 def retry_of(policy: RouteTrafficPolicy | None, server: ModelServer | None) -> Retry | None:

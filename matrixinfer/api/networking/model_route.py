@@ -156,7 +156,7 @@ class TargetModel(Owned):
         bool,
         Field(
             description="Take no share, but what the other targets cannot: requests for which none of them has an endpoint "
-            "that is ready, or all endpoints are saturated."
+            "that is ready, or all endpoints are saturated, or that have failed at all of them before an answer began."
         ),
     ] = False
 
