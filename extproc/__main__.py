@@ -44,6 +44,7 @@ from extproc.candidates import World
 from extproc.director import Director
 from extproc.errors import ConfigError
 from extproc.kvcache.index import PrefixIndex
+from extproc.providers.relay import Relay
 from extproc.scheduling import config, topology
 from extproc.scheduling.endpoints import EndpointTable
 from extproc.tokens.blocks import Counts
@@ -195,7 +196,7 @@ class _Picker:
             follower=self._desk if args.follow else None,
             tickets=tickets,
         )
-        self._outward = Outward()
+        self._outward = Outward(Relay(self._world.ledger, lambda: self._director.routes))
         self._health = health.HealthService()
         self._telemetry.add_source(self._metrics)
         self._telemetry.add_source(self._watch.metrics)
@@ -264,6 +265,7 @@ class _Picker:
         servers = [await serving.serve(address, services, transport=args.transport, limits=limits)]
         outward = args.providers_socket or (dataplane.translator_socket(args.socket) if "unix:" in address else "")
         if outward:
+            self._director.candidates.relays = not args.no_usage  # which is for other gateways
             where = outward if ":" in outward else f"unix:{outward}"
             also = {ext_proc.METHOD: self._outward}
             servers.append(await serving.serve(where, also, transport=args.transport, limits=limits))

@@ -13,11 +13,12 @@ import numpy as np
 
 from extproc import errors
 from extproc.kvcache.exact import homeless
+from extproc.providers.outward import knows
 from extproc.scheduling.framework import Cycle
 from extproc.traffic import failover
 from extproc.traffic.failover import Shared
 from extproc.traffic.flow.gate import Gate
-from extproc.traffic.routes import RouteTable
+from extproc.traffic.routes import RouteTable, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +57,7 @@ class Candidates:
     def __init__(self, world: World, prefilling: Prefilling, *, clock: Callable[[], float], draw: Draw) -> None:
         self.routes = RouteTable()
         self.disaggregation: Disaggregation | None = None
+        self.relays = False  # the gateway is our Envoy, which asks again for requests that their endpoints have failed
         self.gate = Gate(world.table, self._stages, clock)
         self._world = world
         self._prefilling = prefilling
@@ -145,7 +147,7 @@ class Candidates:
         return result._replace(addresses=result.addresses + more) if more else result
 
     def shared(self, request: InferenceRequest, placement: Placement, result: Result, *, alone: bool) -> Shared:
-        """Say who else may get the request: further targets if its own fails it, and mirrors."""
+        """Say who else may get the request: further targets if its own fails it, a provider after them, and mirrors."""
         if placement.handling is None:
             return Shared(result.addresses)
         world = self._world
@@ -154,7 +156,9 @@ class Candidates:
             return self.roles(server) is not None
 
         others = failover.Others(self.routes.servers, world.pools, world.table, divided, self._clock())
-        return failover.shared(placement, result.addresses, request, others, alone=alone)
+        spare = placement.spare
+        provider = target_of(spare) if spare is not None and self.relays and knows(request, spare) else ""
+        return failover.shared(placement, result.addresses, request, others, alone=alone, provider=provider)
 
     def _stages(self, server: str) -> tuple[NDArray[np.intp], ...]:
         """Return the endpoints that a request needs a place at: one of each."""

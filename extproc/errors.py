@@ -153,6 +153,15 @@ class PrefillFailed(Rejection):
     code = "prefill_failed"
 
 
+class EngineFailed(Rejection):
+    """Every try failed before an answer began. Mostly it is Envoy that says so."""
+
+    status = 503
+    reason = "engine-failed"
+    type = "service_unavailable"
+    code = "engine_failed"
+
+
 class Busy(Exception):
     """An errand that cannot be run now: as many as may are waiting. The story goes on without."""
 

@@ -1,8 +1,9 @@
-"""The service that speaks with external providers: ext_proc calls of two filters of Envoy's.
+"""The service that speaks with external providers: ext_proc calls of three filters of Envoy's.
 
-One stands before every provider and sees the head of each try and of its answer; the other stands before clients, and has the
-answers that the first has marked translated. What is done is `extproc.providers`'; here messages become its calls, and what
-it says becomes messages. A request without a note of the picker's is refused: nobody else may send to a provider.
+One stands before every provider and sees the head of each try and of its answer; one stands before clients, and has the
+answers that the first has marked translated; one stands in the relay, and asks how requests that engines have failed are said to
+a provider. What is done is `extproc.providers`'; here messages become its calls, and what it says becomes messages. A
+request without a note of the picker's is refused: nobody else may send to a provider.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from extproc.errors import Rejection
 from extproc.protocol import codec
 from extproc.protocol.messages import BodyMode
 from extproc.providers import exchange, note
+from extproc.types import HttpRequest
 from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from extproc.adapters.transport.calls import Call, Listener
+    from extproc.providers.relay import Relay
 
 _LOG: Final = logging.getLogger(__name__)
 _SEND: Final = 1  # ProcessingMode.HeaderSendMode
@@ -37,8 +40,11 @@ _SEND: Final = 1  # ProcessingMode.HeaderSendMode
 class Outward:
     """Opens exchanges."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, relay: Relay | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        """`relay`: None where no gateway asks it."""
         self.tries: Counter[tuple[str, str]] = Counter()  # provider, status of its answer
+        self.relayed: Counter[tuple[str]] = Counter()  # provider
+        self.relay = relay
         self._clock = clock
 
     def open(self, call: Call) -> Listener:
@@ -53,6 +59,12 @@ class Outward:
             {labels: number for labels, number in self.tries.items()},  # noqa: C416 - Counter is no Mapping[str, float]
             ("provider", "status"),
         )
+        yield telemetry.counter(
+            "matrixinfer_provider_failovers",
+            "Requests that went on to an external provider because their engines had failed.",
+            {labels: number for labels, number in self.relayed.items()},  # noqa: C416 - as above
+            ("provider",),
+        )
 
     def now(self) -> int:
         """Return seconds since the epoch."""
@@ -62,13 +74,14 @@ class Outward:
 class _Exchange:
     """One call."""
 
-    __slots__ = ("_answer", "_call", "_service", "_try", "_whole")
+    __slots__ = ("_answer", "_call", "_failed", "_service", "_try", "_whole")
 
     def __init__(self, service: Outward, call: Call) -> None:
         self._service = service
         self._call = call
         self._try: exchange.Try | None = None
         self._answer: exchange.Answer | None = None
+        self._failed: HttpRequest | None = None  # by engines; its body is on the way
         self._whole = False  # the answer is collected
 
     def on_message(self, data: bytes) -> None:
@@ -103,6 +116,8 @@ class _Exchange:
                 self._head(self._try, request.response_headers)
             else:
                 self._begin(request)
+        elif kind == "request_body" and self._failed is not None:
+            self._decide(self._failed._replace(body=request.request_body.body))
         elif kind == "response_body" and self._answer is not None:
             self._body(self._answer, request.response_body)
         else:
@@ -113,9 +128,7 @@ class _Exchange:
     def _request(self, request: Any) -> None:
         told = note.read(_noted(request))
         if told is None:
-            refusal = codec.refusal(Rejection("This provider is only reached through the picker."))
-            self._call.send(codec.immediate(refusal))
-            self._call.finish()
+            self._relayed(request.request_headers)
             return
         self._try = exchange.Try(told)
         names = [one.key.lower() for one in request.request_headers.headers.headers]
@@ -133,6 +146,37 @@ class _Exchange:
         else:
             _change(answer.response_headers.response, told)
         self._call.send(answer.SerializeToString())
+        self._call.finish()
+
+    # ---- in the relay
+
+    def _relayed(self, message: Any) -> None:
+        headers = _named(message)
+        ticket = headers.get(dataplane.RELAY, "")
+        if not ticket or message.end_of_stream:
+            self._refuse(Rejection("This provider is only reached through the picker."))
+            return
+        self._failed = HttpRequest(headers.get(":method", ""), headers.get(":path", ""), headers, b"", ticket=ticket)
+        self._call.send(codec.CONTINUE_REQUEST_HEADERS)
+
+    def _decide(self, request: HttpRequest) -> None:
+        relay = self._service.relay
+        if relay is None:
+            self._refuse(Rejection("This picker sends nothing on to providers."))
+            return
+        try:
+            decision = relay.decide(request)
+        except Rejection as rejection:
+            self._refuse(rejection)
+            return
+        self._service.relayed[(decision.target.partition("/")[2],)] += 1
+        body = decision.body
+        length = None if body is None else len(body)
+        self._call.send(codec.decided(decision, at_headers=False, length=length, body=body))
+        self._call.finish()
+
+    def _refuse(self, rejection: Rejection) -> None:
+        self._call.send(codec.immediate(codec.refusal(rejection)))
         self._call.finish()
 
     # ---- before a client
@@ -182,9 +226,13 @@ class _Exchange:
 
 def _status(message: Any) -> tuple[int, dict[str, str]]:
     """Return an answer's status (0 if it cannot be read) and headers."""
-    headers = {one.key.lower(): one.raw_value.decode("utf-8", "replace") for one in message.headers.headers}
+    headers = _named(message)
     status = headers.get(":status", "")
     return (int(status) if status.isascii() and status.isdigit() else 0), headers
+
+
+def _named(message: Any) -> dict[str, str]:
+    return {one.key.lower(): one.raw_value.decode("utf-8", "replace") for one in message.headers.headers}
 
 
 def _replace(response: Any, told: exchange.Replaced) -> None:

@@ -30,13 +30,26 @@ class Outward(NamedTuple):
     address: str  # "host:port"
 
 
-def outward(request: InferenceRequest, provider: networking.ExternalModelProvider, *, usage: bool) -> Outward:
-    """Make a request ready; with `usage`, streams are asked for it. Raises BadRequest for what cannot be translated."""
+def knows(request: InferenceRequest, provider: networking.ExternalModelProvider) -> bool:
+    """Tell whether the provider answers such requests, in its own words or in the client's."""
+    path, speaks = request.path, Speech(provider.spec.provider_type)
+    if path in _PATHS[speaks]:
+        return True
+    return path == _CHAT if speaks is Speech.ANTHROPIC else path == _MESSAGES and request.api is Api.MESSAGES
+
+
+def outward(
+    request: InferenceRequest, provider: networking.ExternalModelProvider, *, usage: bool, asked: str = ""
+) -> Outward:
+    """Make a request ready; with `usage`, streams are asked for it. Raises BadRequest for what cannot be translated.
+
+    `asked` is the client's name of the model, where the body has another one by now.
+    """
     spec = provider.spec
     speaks = Speech(spec.provider_type)
     name = f"{provider.metadata.namespace}/{provider.metadata.name}"
     client = next((one for one, paths in _PATHS.items() if request.path in paths), None)
-    model = spec.model or request.model
+    model = spec.model or asked or request.model
     hidden, path = Usage.AS_IS, request.path
     body: bytes | None
     if client is speaks:

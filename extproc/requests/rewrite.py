@@ -74,6 +74,17 @@ def rewritten(
     return (_applied(body, edits) if edits else None), hidden
 
 
+def without_running(body: bytes) -> bytes:
+    """Return the body without the wish for usage so far, which nobody knows but engines."""
+    options = _spans(body).stream_options
+    told = msgspec.json.decode(options) if bytes(options) else None
+    if not isinstance(told, dict) or "continuous_usage_stats" not in told:
+        return body
+    del told["continuous_usage_stats"]
+    start = _address(options) - _address(body)
+    return _applied(body, [_Edit(start, start + len(memoryview(options)), msgspec.json.encode(told))])
+
+
 def model_span(body: bytes) -> tuple[int, int]:
     """Return where the model's JSON string stands in a body that names one: its start and its length."""
     raw = _spans(body).model

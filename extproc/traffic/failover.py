@@ -1,8 +1,9 @@
-"""Failover over targets: the endpoints of further ModelServers behind those of a request's own, and copies for mirrors.
+"""Failover over targets: the endpoints of further ModelServers behind those of a request's own, then the relay; copies for mirrors.
 
 Envoy walks one list. Its head are the endpoints that the scheduler chose, as many as the target's retries reach; behind
 them stand, for each further target of the rule that is ready, the endpoints with the least to do. The body is written for
-the first target: whoever knows the model by another name is listed with it, and Envoy puts it in.
+the first target: whoever knows the model by another name is listed with it, and Envoy puts it in. The relay is last, where
+an external provider overflows: by it Envoy asks for the provider's words (`extproc.providers.relay`).
 """
 
 from __future__ import annotations
@@ -43,12 +44,19 @@ class Others(NamedTuple):
     now: float
 
 
-def shared(
-    placement: Placement, endpoints: tuple[str, ...], request: InferenceRequest, others: Others, *, alone: bool
+def shared(  # noqa: PLR0913 - of one request
+    placement: Placement,
+    endpoints: tuple[str, ...],
+    request: InferenceRequest,
+    others: Others,
+    *,
+    alone: bool,
+    provider: str = "",
 ) -> Shared:
     """Return who else may get a request that was placed at `endpoints`.
 
-    `alone`: the body is for these endpoints only, as where they get a cache that another pod has computed.
+    `alone`: the body is for these endpoints only, as where they get a cache that another pod has computed. `provider`: TARGET of
+    one that may get it when all have failed; "" for none.
     """
     handling = placement.handling
     if handling is None:
@@ -64,16 +72,26 @@ def shared(
         listed, further = _listed(placement, handling, endpoints, others)
         known = dict(placement.then)
         names |= {address: json.dumps(known[key]) for address, key in further.items() if known[key] != placement.model}
+    if provider and handling.relayed and request.subset is None:
+        own = _own(placement, handling, others)
+        if own > 1:
+            listed = (*(listed if placement.then else listed[:own]), dataplane.RELAY_ENDPOINT)
+            further[dataplane.RELAY_ENDPOINT] = provider
+            said += dataplane.RELAYED
     return Shared(listed, ((dataplane.HANDLING, said),), further, tuple(names.items()))
+
+
+def _own(placement: Placement, handling: networking.Handling, others: Others) -> int:
+    """Return how often a request is tried at its own target; once means that it is tried nowhere else."""
+    retry = networking.retry_of(handling.policy, others.servers.get(placement.server))
+    return 1 + (networking.DEFAULT_ATTEMPTS if retry is None else retry.attempts)
 
 
 def _listed(
     placement: Placement, handling: networking.Handling, endpoints: tuple[str, ...], others: Others
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the list, and those in it that are of further targets."""
-    retry = networking.retry_of(handling.policy, others.servers.get(placement.server))
-    attempts = networking.DEFAULT_ATTEMPTS if retry is None else retry.attempts
-    own, most = networking.tries(attempts, len(handling.together) - 1)
+    own, most = networking.tries(_own(placement, handling, others) - 1, len(handling.together) - 1)
     if most == own:
         return endpoints, {}
     queues = [(key, _in_order(key, placement, others)) for key, _ in placement.then if not others.divided(key)]

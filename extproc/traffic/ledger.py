@@ -18,6 +18,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from extproc.traffic.standing import Standing
+from matrixinfer.api import dataplane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,6 +127,7 @@ class _Open:
     chain: array[int]  # eight bytes a block: prompts of 100k tokens have thousands, and streams stay open for long
     row: int | None  # where it counts as in flight; None: that endpoint left
     loan: Loan | None = None  # a prefill leg that somebody else performs: it is over when the request is
+    outside: bool = False  # with an external provider, which tells nothing of itself
 
 
 class Ledger:
@@ -190,6 +192,18 @@ class Ledger:
         self._open[sent.ticket] = _Open(sent, array("Q", chain), row, loan)
         self.counts.opened += 1
 
+    def relay(self, ticket: str) -> Sent | None:
+        """Note that a request has gone on to the provider that overflows; None if it is not open, or may not.
+
+        Its endpoint has done with it, so it counts there no more.
+        """
+        opened = self._open.get(ticket)
+        if opened is None or dataplane.RELAY_ENDPOINT not in opened.sent.further:
+            return None
+        self._count_off(opened)
+        opened.outside = True
+        return opened.sent
+
     def settle(self, outcome: Outcome, now: float) -> Settlement | None:
         """End the request of this record; None if it has ended before, or is not ours."""
         opened = self._open.pop(outcome.ticket, None)
@@ -215,7 +229,7 @@ class Ledger:
             age = now - opened.sent.at
             if age < self._grace_s:
                 break
-            if age >= self._longest_s or self._surely_over(opened.sent):
+            if age >= self._longest_s or self._surely_over(opened):
                 lost.append(opened)
         for opened in lost:
             del self._open[opened.sent.ticket]
@@ -237,18 +251,22 @@ class Ledger:
     def _close(self, opened: _Open) -> None:
         if opened.loan is not None:
             self.give_back(opened.loan)
-        row = opened.row
-        if row is not None:
-            self._table.view["inflight"][row] -= 1
-            self._table.view["inflight_tokens"][row] -= opened.sent.prompt_tokens
+        self._count_off(opened)
         self._ended.add(opened.sent.ticket)
         self._ended_order.append(opened.sent.ticket)
         if len(self._ended_order) > _REMEMBERED:
             self._ended.discard(self._ended_order.popleft())
 
-    def _surely_over(self, sent: Sent) -> bool:
-        table = self._table
-        if sent.outside:
+    def _count_off(self, opened: _Open) -> None:
+        row = opened.row
+        if row is not None:
+            self._table.view["inflight"][row] -= 1
+            self._table.view["inflight_tokens"][row] -= opened.sent.prompt_tokens
+            opened.row = None
+
+    def _surely_over(self, opened: _Open) -> bool:
+        table, sent = self._table, opened.sent
+        if opened.outside or sent.outside:
             return False
         for address in sent.endpoints:
             row = table.row(address)

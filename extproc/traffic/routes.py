@@ -210,10 +210,14 @@ class RouteTable:
             return None
         return next((one for one in further if one[0] in spares), None)
 
-    def _usable(self, route: Route, target: networking.TargetModel) -> networking.ExternalModelProvider | None:
-        """Return the provider of a target, if there is one and it can be sent requests."""
-        provider = self.providers.get(f"{route.namespace}/{target.external_model_provider_name}")
+    def usable(self, name: str) -> networking.ExternalModelProvider | None:
+        """Return the provider `namespace/name`, if there is one and it can be sent requests."""
+        provider = self.providers.get(name)
         return provider if provider is not None and not unmet(provider) else None
+
+    def _usable(self, route: Route, target: networking.TargetModel) -> networking.ExternalModelProvider | None:
+        """Return the provider of a target, likewise."""
+        return self.usable(f"{route.namespace}/{target.external_model_provider_name}")
 
     def _spare(self, route: Route, rule: networking.RouteRule) -> networking.ExternalModelProvider | None:
         """Return the provider that takes what a rule's ModelServers have no place for."""
@@ -257,8 +261,12 @@ def unmet(provider: networking.ExternalModelProvider) -> str:
 
 def outside(placement: Placement, provider: networking.ExternalModelProvider) -> Placement:
     """Return the placement with this provider as its target."""
-    target = dataplane.provider_name(provider.metadata.namespace, provider.metadata.name)
-    return placement._replace(server=target, provider=provider, spare=None)
+    return placement._replace(server=target_of(provider), provider=provider, spare=None)
+
+
+def target_of(provider: networking.ExternalModelProvider) -> str:
+    """Return the TARGET that stands for a provider."""
+    return dataplane.provider_name(provider.metadata.namespace, provider.metadata.name)
 
 
 def to_spare(placement: Placement) -> Placement:

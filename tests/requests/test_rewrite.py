@@ -143,3 +143,26 @@ def test_only_what_was_asked_differs(*, extra, options, model, other, stream, or
         }
     assert json.loads(body if body is not None else raw) == expected
     assert usage is Usage.AS_IS or stream
+
+
+@given(
+    extra=st.dictionaries(NAMES, st.integers(), max_size=3),
+    options=st.dictionaries(st.sampled_from(["include_usage", "x"]), st.booleans()),
+)
+def test_the_wish_for_usage_so_far_is_taken_back_and_nothing_else(extra, options):
+    fields = {**extra, "model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    raw = json.dumps({**fields, "stream_options": options}).encode()
+    body, _ = rewrite.rewritten(a_request(raw), model=None)
+
+    back = rewrite.without_running(body)
+
+    assert json.loads(back) == {**fields, "stream_options": {**options, "include_usage": True}}
+    assert rewrite.without_running(back) is back
+
+
+@pytest.mark.parametrize("options", [None, {}, {"include_usage": True}])
+def test_a_body_without_that_wish_is_left_alone(options):
+    body = json.dumps({"model": "m", "stream_options": options}).encode()
+
+    assert rewrite.without_running(body) is body
+    assert rewrite.without_running(b'{"model":"m"}') == b'{"model":"m"}'

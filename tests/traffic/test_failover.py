@@ -12,6 +12,8 @@ from extproc.traffic.pools import Pools
 from matrixinfer.api import dataplane, networking
 from tests.traffic.test_routes import a_request, a_route, a_server, a_table, a_target, resolved
 
+RELAY = dataplane.RELAY_ENDPOINT
+
 
 class World:
     """ModelServers a, b, c, ... with so many endpoints each, and one rule over them."""
@@ -33,13 +35,13 @@ class World:
             a_route("r", rules=[{"targetModels": targets} | (rule or {})], **spec), servers=self.servers
         )
 
-    def shared(self, *endpoints, request=None, divided=(), alone=False):
+    def shared(self, *endpoints, request=None, divided=(), alone=False, provider=""):
         asked = request or a_request()
         placement = resolved(
             self.routes, asked, ready=[name for name in self.routes.servers if self.pools.has_endpoints(name)]
         )
         others = failover.Others(self.routes.servers, self.pools, self.table, lambda name: name in divided, 0.0)
-        return failover.shared(placement, endpoints, asked, others, alone=alone)
+        return failover.shared(placement, endpoints, asked, others, alone=alone, provider=provider)
 
     def busy(self, **inflight):
         for address, count in inflight.items():
@@ -217,3 +219,53 @@ def test_a_target_that_is_written_twice_is_one():
     placement = resolved(a_table(a_route("r", rules=rules), servers=["a", "b"]))
 
     assert (placement.server, placement.then) == ("ns/a", (("ns/b", "demo"),))
+
+
+SPARE = {"externalModelProviderName": "p", "overflow": True}
+
+
+def overflowing(*sizes, **spec):
+    targets = [*(a_target(name) for name in "abcdef"[: len(sizes)]), SPARE]
+    return World(*sizes, rule={"targetModels": targets}, **spec)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "own", "expected"),
+    [
+        ((1,), ("a0",), ("a0", RELAY)),
+        ((4,), ("a0", "a1", "a2", "a3"), ("a0", "a1", "a2", RELAY)),
+        ((4, 2), ("a0", "a1", "a2", "a3"), ("a0", "a1", "a2", "b0", "b1", RELAY)),
+        ((1, 1), ("a0",), ("a0", "b0", RELAY)),
+        ((1, 0), ("a0",), ("a0", RELAY)),
+    ],
+)
+def test_a_provider_that_overflows_is_behind_all_of_them(sizes, own, expected):
+    shared = overflowing(*sizes).shared(*own, provider="provider/ns/p")
+
+    assert shared.endpoints == expected
+    assert shared.further[RELAY] == "provider/ns/p"
+    assert dict(shared.headers)[dataplane.HANDLING].endswith(dataplane.RELAYED)
+
+
+def test_a_stream_whose_silence_is_bounded_goes_on_as_well():
+    world = overflowing(1, trafficPolicy={"idleTimeout": "5s"})
+
+    shared = world.shared("a0", request=a_request()._replace(stream=True), provider="provider/ns/p")
+
+    assert dict(shared.headers)[dataplane.HANDLING].endswith(dataplane.STREAM + dataplane.RELAYED)
+
+
+@pytest.mark.parametrize(
+    ("spec", "given"),
+    [
+        ({}, {}),
+        ({}, {"provider": "provider/ns/p", "alone": True}),
+        ({}, {"provider": "provider/ns/p", "request": a_request()._replace(subset=("a0",))}),
+        ({"trafficPolicy": {"retry": {"attempts": 0}}}, {"provider": "provider/ns/p"}),
+    ],
+)
+def test_without_a_provider_or_a_second_try_or_for_a_body_that_is_not_its_nobody_is_behind_them(spec, given):
+    shared = overflowing(2, **spec).shared("a0", "a1", **given)
+
+    assert (shared.endpoints, shared.further) == (("a0", "a1"), {})
+    assert dataplane.RELAYED not in dict(shared.headers)[dataplane.HANDLING]
