@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.stack import CHAT, COMPLETIONS, a_pod, a_server, events, running, total
-from tests.local.waiting import eventually_async
+from tests.local.waiting import eventually, eventually_async
 from tests.providers import fakes
 from tests.providers.town import a_provider, a_route, a_secret, chat, inside, messages, outside
 
@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 HELLO = [{"role": "user", "content": "Hello"}]
 ENGINES = ("demo-0", "other-0")
 SPARES = {"gpt": "openai", "claude": "anthropic", "both": "openai"}  # of models that engines serve
+LIMIT = {"unit": "month", "requestsPerUnit": 100, "outputTokensPerUnit": 1000}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -32,13 +33,16 @@ async def town(tmp_path_factory):
             a_provider(provider, "anthropic", type="Anthropic"),
             a_pod("demo-0"),
             a_pod("other-0", app="other"),
-            a_server(timeout="1s"),
+            a_server(),
+            a_server("brief", timeout="3s"),
             a_server("other", app="other"),
             a_route("gpt", inside(), outside("openai", overflow=True)),
             a_route("claude", inside(), outside("anthropic", overflow=True)),
             a_route("both", inside(), inside("other"), outside("openai", overflow=True)),
+            a_route("limited", inside(), outside("anthropic", overflow=True), rateLimit=LIMIT),
+            a_route("brief", inside("brief"), outside("openai", overflow=True)),
             a_route("lonely", inside()),
-            a_route("bounded", inside("other"), outside("openai", overflow=True), trafficPolicy={"idleTimeout": "1s"}),
+            a_route("bounded", inside("other"), outside("openai", overflow=True), trafficPolicy={"idleTimeout": "3s"}),
             a_route("other", inside("other")),
         ) as world,
     ):
@@ -143,6 +147,20 @@ async def test_it_is_settled_once_and_as_the_providers(place, model, streamed):
     assert added("matrixinfer_provider_failovers_total", f"provider=default/{spare}") == 1
 
 
+async def test_it_is_charged_once_what_the_provider_counted(place):
+    world, _ = place
+    await fails(world)
+    left, charged = [], []
+    for stream in (False, True, False):
+        name = world.new_id()
+        answer = await world.send(CHAT, model="limited", stream=stream, headers={"x-request-id": name})
+        charged.append((await world.decision(name))["end"]["charged"])
+        left.append([int(answer.headers[f"x-ratelimit-remaining-{unit}"]) for unit in ("requests", "tokens")])
+
+    assert [(one["by"], one["requests"], one["output_tokens"]) for one in charged] == [("usage", 1, 5)] * 3
+    assert left == [[99, 998], [98, 993], [97, 988]]  # less the two tokens that this request may take
+
+
 async def test_nothing_of_the_client_but_its_words_reaches_the_provider(place):
     world, provider = place
     await fails(world)
@@ -181,10 +199,36 @@ async def test_an_engine_that_is_gone_or_silent_is_passed_over_as_well(place):
     reset = await world.send(CHAT, model="gpt")
     await world.heal()
     await fails(world, "hang")
-    hung = await world.send(CHAT, model="gpt")
+    hung = await world.send(CHAT, model="brief")
 
     assert [reset.json["model"], hung.json["model"]] == ["their-model", "their-model"]
     assert len(provider.got) == 2
+
+
+async def test_no_request_is_lost_when_the_only_engine_is_killed(place):
+    world, provider = place
+    killed = asyncio.Event()
+    pid = world.pid("demo-0")
+
+    async def ask():
+        answers = []
+        while len(answers) < 10 or not (killed.is_set() and provider.got):
+            answers.append(await world.send(CHAT, model="gpt", max_tokens=20))
+        return answers
+
+    asking = [asyncio.create_task(ask()) for _ in range(4)]
+    await eventually_async(lambda: busy(world), 30)
+    world.kill("demo-0")
+    killed.set()
+    answers = [answer for task in asking for answer in await task]
+    await eventually(lambda: world.stack.pids().get("default/demo-0/engine") not in (None, pid), 30)
+
+    assert {answer.status for answer in answers} == {200}
+    await eventually_async(lambda: serves(world), 30)
+
+
+async def serves(world):
+    return (await world.send(CHAT, model="lonely")).status == 200
 
 
 async def test_the_engines_timeout_does_not_bound_the_provider(place):
@@ -192,10 +236,10 @@ async def test_the_engines_timeout_does_not_bound_the_provider(place):
     await fails(world)
 
     async def slow(_request, _got):
-        await asyncio.sleep(2.5)  # the ModelServer allows one
+        await asyncio.sleep(4.5)  # the ModelServer allows three
 
     provider.behave = slow
-    answer = await world.send(CHAT, model="gpt")
+    answer = await world.send(CHAT, model="brief")
 
     assert (answer.status, answer.json["model"], len(provider.got)) == (200, "their-model", 1)
 
@@ -355,10 +399,10 @@ async def test_the_routes_bound_on_silence_holds_for_the_provider_too(place, beg
 
 async def test_a_picker_that_does_not_answer_then_is_told(place):
     world, provider = place
-    await fails(world, "hang")  # for a second, which is the ModelServer's timeout
+    await fails(world, "hang")  # until the ModelServer's timeout
 
-    asked = asyncio.create_task(world.send(CHAT, model="gpt"))
-    await eventually_async(lambda: hangs(world), 30)
+    asked = asyncio.create_task(world.send(CHAT, model="brief"))
+    await eventually_async(lambda: busy(world), 30)
     picker = world.pid("picker")
     os.kill(picker, signal.SIGSTOP)
     try:
@@ -370,5 +414,5 @@ async def test_a_picker_that_does_not_answer_then_is_told(place):
     assert not provider.got
 
 
-async def hangs(world):
+async def busy(world):
     return await world.open_requests() > 0

@@ -196,6 +196,22 @@ def test_it_counts_at_no_endpoint_any_more_and_is_settled_once():
     assert stage.director.settle(an_outcome(decision, endpoint=RELAY)) is None
 
 
+def test_its_tenant_is_charged_once_what_the_provider_counted():
+    each = {"unit": "month", "requestsPerUnit": 10, "outputTokensPerUnit": 1000}
+    stage = a_relaying_stage(rateLimit={"tenants": [each]})
+    http = an_http(max_tokens=500)._replace(tenant="red")
+    decision = stage.decide(http)
+
+    relay_of(stage).decide(failed(decision, http))
+    settlement = stage.director.settle(an_outcome(decision, endpoint=RELAY, attempts=4))
+
+    charged = settlement.charged
+    assert (charged.by, charged.requests, charged.output_tokens) == ("usage", 1, 5)
+    told = dict(stage.decide(an_http(max_tokens=0)._replace(tenant="red")).told)
+    assert told["x-ratelimit-remaining-requests"] == "8"
+    assert told["x-ratelimit-remaining-tokens"] == "995"
+
+
 def test_a_long_answer_is_not_given_up_because_engines_are_idle():
     stage = a_relaying_stage()
     http = an_http()
