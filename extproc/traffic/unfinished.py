@@ -1,10 +1,10 @@
 """What an engine has done for a request that it was not let finish: no engine tells, so it is inferred from the time it had.
 
-Who serves at an external provider is an engine as well. One that a request was passed on to computes the prompt, and then makes a token of each choice in a token's time, until
-Envoy closes its connection. What the endpoint takes for the first token and for each further one, settled requests have
-told (`scheduling.latency`). Streams of chat and completions tell as they go what was made; answers in one piece do not,
+An engine that a request was passed on to computes the prompt, and then makes a token of each choice in a token's time, until
+Envoy closes its connection. What it takes for each further token, and for the first where nobody saw it, settled requests
+have told (`scheduling.latency`). Streams of chat and completions tell as they go what was made; answers in one piece do not,
 and streams of the other APIs at their end only. So do streams of several choices: what stands in their chunks where the
-client asked for it is of one choice and its prompt alone.
+client asked for it is of one choice and its prompt alone. Who serves at an external provider is an engine as well.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ def done(table: EndpointTable, settlement: Settlement) -> Done | None:
     tpot_s: float = table.view["tpot_s"][row]
     missing = computed(sent, outcome)
     ttft_s = latency.expected_ttft_at(table.view, row, missing) or tpot_s
-    until_s = outcome.duration_s
-    if not sent.stream and outcome.first_token_s is not None:
-        until_s = outcome.first_token_s  # the whole answer was there
+    until_s, first_s = outcome.duration_s, outcome.first_token_s
+    if first_s is not None and sent.stream:
+        ttft_s = max(first_s - begun_s, 0.0)
+    elif first_s is not None:
+        until_s = first_s  # the whole answer was there
     made = tokens(until_s - begun_s, ttft_s=ttft_s, tpot_s=tpot_s, most=sent.max_tokens) * sent.choices
     prompt = sent.prompt_tokens if outcome.prompt_tokens is None else outcome.prompt_tokens
     return Done(prompt, max(made, outcome.completion_tokens or 0), max(prompt - round(missing), 0))
