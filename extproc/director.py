@@ -157,6 +157,8 @@ class Director:
             prefix = yield from _read(prefix)
         if prefix.tokens is not None:
             request = request._replace(prompt_tokens=prefix.tokens)
+        if self.gate.rules is not None and placement.relief is None:
+            request = request._replace(prefix=b"")  # what may wait keeps no text that nobody reads any more
         told = () if limits is None else (yield from self._reserve(limits, request, http, ticket))
         case = _Case(request, http, placement, prefix, ticket, told)
         if placement.relief is not None:

@@ -38,14 +38,15 @@ async def test_a_tenant_hardly_notices_another_that_floods(tmp_path):
     assert shared.flood_served > 0  # what the calm tenant leaves is the flood's
 
 
-async def test_a_thousand_requests_wait_for_nearly_nothing_and_leave_at_once(tmp_path):
+@pytest.mark.parametrize(("size", "mib"), [(2_000, 30), (40_000, 105)], ids=["2 kB", "40 kB"])
+async def test_a_thousand_requests_wait_for_nearly_nothing_and_leave_at_once(tmp_path, size, mib):
     async with flow.stack(tmp_path / "parked", flow.FAIR, engines=1) as stack:
         await stack.ready()
-        found = await flow.parked(stack, seconds=1)
+        found = await flow.parked(stack, size=size, seconds=1)
 
     say(f"1,000 that wait: {found.mib:.1f} MiB, {found.cpu:.4f} of a core, gone after {found.left_s:.2f} s")
     assert found.waiting == 1000
-    assert found.mib < 30
+    assert found.mib < mib
     assert found.cpu < 0.1
     assert found.left_s < 10
 
