@@ -9,7 +9,8 @@ import aiohttp.web
 import pytest
 import pytest_asyncio
 
-from tests.e2e.stack import CHAT, COMPLETIONS, a_pod, a_server, events, running, total
+from tests.e2e.stack import CHAT, COMPLETIONS, a_body, a_pod, a_server, events, running, total
+from tests.e2e.wire import Wire, exchanged_h2
 from tests.local.waiting import eventually, eventually_async
 from tests.providers import fakes
 from tests.providers.town import a_provider, a_route, a_secret, chat, inside, messages, outside
@@ -178,18 +179,23 @@ async def test_nothing_of_the_client_but_its_words_reaches_the_provider(place):
                         "temperature": 0.7}  # fmt: skip
 
 
-@pytest.mark.parametrize("model", ["gpt", "both"])
-async def test_engines_see_nothing_of_the_relay(place, model):
-    world, _ = place
+@pytest.mark.parametrize("expects", [False, True])
+async def test_clients_see_nothing_of_the_relay(place, expects):
+    world, provider = place
     await fails(world)
-    seen = []
+    body = json.dumps(a_body(CHAT, model="gpt")).encode()
+    asked = "expect: 100-continue\r\n" if expects else ""
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{asked}\r\n"
 
-    await world.send(CHAT, model=model)
+    async with Wire(world.address) as wire:
+        await wire.send(head.encode() + body)
+        answer = await wire.receive()
+    (second,) = await exchanged_h2(world.address, body, path=CHAT)
 
-    for address in (await world.engines()).values():
-        async with world.http.get(f"http://{address}/sim/requests") as answer:
-            seen.append(await answer.text())
-    assert not [page for page in seen if "relay" in page or "100-continue" in page]
+    assert wire.interim == ([100] if expects else [])
+    assert [answer.json["model"], second.json["model"]] == ["their-model", "their-model"]
+    assert not [name for name in (*answer.headers, *second.headers) if "relay" in name or "target" in name]
+    assert len(provider.got) == 2
 
 
 async def test_an_engine_that_is_gone_or_silent_is_passed_over_as_well(place):
