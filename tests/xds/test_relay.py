@@ -143,7 +143,7 @@ async def test_the_relay_is_the_last_word_with_the_module_and_without(module):
         stack.pick(0, target="default/a", handling="k-relayed")
         stack.picker.answer = with_relay(stack.picker.answer)
 
-        answer = await stack.envoy.request(body=b'{"model": "demo"}', headers={dataplane.RELAY: "a-clients-own"})
+        answer = await stack.envoy.request(body=b'{"model": "demo"}', **{dataplane.RELAY: "a-clients-own"})
 
     # Nobody listens where the relay asks: that is the answer, though tries and engines are left.
     assert delivery.refusals == ()
