@@ -63,6 +63,7 @@ Handled = tuple[ir.Handling, int]  # with the number of backends that requests f
 ROUTES = "gateway"
 RELAYED = "relayed"
 EXT_PROC = "envoy.filters.http.ext_proc"
+_LATER_S = 1.0  # the stream's own bound of silence, behind that of its try
 MODEL = dataplane.MODEL  # set by our filters while the picker is away, and where access depends on it
 
 
@@ -166,7 +167,7 @@ def _handled(
                 Route(
                     name=f"{alone}/{key}",
                     match=RouteMatch(prefix="/"),
-                    route=_forward(action, what, limits, idle_s=idle),
+                    route=_forward(action, what, limits, idle_s=idle, relayed=part == dataplane.RELAYED),
                     request_body_buffer_limit=limits.body_bytes,
                 ),
             )
@@ -262,18 +263,28 @@ def _backend_route(backend: ir.Backend, limits: ir.Limits) -> Route:
 
 
 def _forward(
-    action: RouteAction, backend: ir.Backend, limits: ir.Limits, *, idle_s: float | None = None
+    action: RouteAction, backend: ir.Backend, limits: ir.Limits, *, idle_s: float | None = None, relayed: bool = False
 ) -> RouteAction:
+    """Say how requests are sent on, and tried again; `relayed`: the last try is a provider's, which has no timeout."""
     # A stream may last as long as tokens come: only the wait for its beginning is bounded, for each attempt.
     action.timeout = timedelta(0)
     action.idle_timeout = timedelta(seconds=limits.idle_s)
+    timeout_s, tries = backend.timeout_s, backend.retry.attempts + 1
+    if idle_s is not None and timeout_s is not None:
+        # Envoy 1.40 forgets the bound of a try's silence when the bound of its beginning has passed.
+        if idle_s <= timeout_s:
+            timeout_s = None  # a try that does not begin is silent
+        else:
+            # Without a byte until the last try has begun.
+            waits_s = (tries - 1) * (timeout_s + 10 * backend.retry.interval_s) + (idle_s if relayed else timeout_s)
+            action.idle_timeout = timedelta(seconds=min(max(idle_s, waits_s) + _LATER_S, limits.idle_s))
     words = [word for word in backend.retry.on if not word.isdecimal()]
     codes = [int(word) for word in backend.retry.on if word.isdecimal()]
     action.retry_policy = RetryPolicy(
         retry_on=",".join([*words, *(["retriable-status-codes"] if codes else [])]),
         retriable_status_codes=codes,
-        num_retries=backend.retry.attempts,
-        per_try_timeout=None if backend.timeout_s is None else timedelta(seconds=backend.timeout_s),
+        num_retries=tries - 1,
+        per_try_timeout=None if timeout_s is None else timedelta(seconds=timeout_s),
         # Silence of the try, and not the stream's: the module gets to end an answer that has begun with an error event.
         per_try_idle_timeout=None if idle_s is None else timedelta(seconds=idle_s),
         retry_back_off=RetryPolicyRetryBackOff(

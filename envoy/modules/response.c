@@ -413,7 +413,7 @@ void response_broken(void *envoy, response *self, text details) {
   for (size_t i = 0; i < details.length && length < sizeof why - 1; i++) /* only what JSON needs no escape for */
     if (details.ptr[i] >= ' ' && details.ptr[i] != '"' && details.ptr[i] != '\\') why[length++] = details.ptr[i];
   why[length] = 0;
-  bool silent = starts(details, TEXT("upstream_per_try_idle_timeout"));
+  bool silent = starts(details, TEXT("upstream_per_try_idle_timeout")) || starts(details, TEXT("stream_idle_timeout"));
   bool outside = provided(envoy);
   const char *who = outside ? "provider" : "engine";
   const char *what = silent ? "was silent for longer than the route allows" : "stopped before the answer was complete";

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from extproc.types import Outcome
 
 _REMEMBERED: Final = 8192  # settled tickets, to tell a duplicate from a stranger: a minute of traffic at 130 req/s
-# Envoy's response flags that speak against the endpoint: connection failed, terminated, reset, timed out; no answer.
-_FAILURES: Final = frozenset({"UF", "UC", "UR", "UT", "UPE"})
+# Envoy's response flags that speak against the endpoint: connection failed, terminated, reset, timed out; no answer, or silence.
+_FAILURES: Final = frozenset({"UF", "UC", "UR", "UT", "UPE", "SI"})
 _CLIENT_LEFT: Final = frozenset({"DC", "DR"})
 _REFUSALS: Final = frozenset({502, 503})  # an engine that answers these cannot serve now
 

@@ -125,6 +125,7 @@ def test_a_ticket_is_opened_once():
         (an_outcome(endpoint=C, attempts=3), End.COMPLETE, C, (A, B)),
         (an_outcome(endpoint=A, status=200, flags=("UC",)), End.FAILED, "", (A,)),
         (an_outcome(endpoint=A, status=503, flags=("UF",)), End.FAILED, "", (A,)),
+        (an_outcome(endpoint=A, status=200, flags=("SI",)), End.FAILED, "", (A,)),
         (an_outcome(endpoint=A, status=503), End.FAILED, "", (A,)),
         (an_outcome(endpoint="", status=503, flags=("UH",)), End.FAILED, "", ()),
         (an_outcome(endpoint=A, status=400), End.FAILED, A, ()),

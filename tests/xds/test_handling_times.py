@@ -93,6 +93,29 @@ async def test_silence_in_a_stream_ends_it_with_an_error_event(stack):
     assert "silent" in error["message"]
 
 
+@pytest.mark.parametrize(("timeout_s", "idle_s"), [(0.3, 0.5), (0.4, 0.4)])
+async def test_silence_ends_a_stream_as_well_that_lasts_longer_than_its_beginning_may_take(stack, timeout_s, idle_s):
+    await handled(stack, a_handling("a", policy=ir.Policy(timeout_s=timeout_s, idle_s=idle_s)))
+    picked(stack, 0, handling=KEY + dataplane.STREAM)
+
+    async def begins_and_stalls(request, writer):
+        await stream(b"data: 0\n\n", end=False)(request, writer)
+        for number in (1, 2):
+            await asyncio.sleep(0.25)
+            writer.write(b"9\r\ndata: %d\n\n\r\n" % number)
+        await asyncio.sleep(30)
+
+    stack.engines[0].behave = begins_and_stalls
+    began = time.monotonic()
+
+    answer = await stack.envoy.request(body=BODY)
+
+    assert time.monotonic() - began < 10
+    assert answer.body.startswith(b"data: 0\n\ndata: 1\n\ndata: 2\n\n")
+    error = json.loads(answer.body.split(b"data: ")[4])["error"]
+    assert (error["code"], "silent" in error["message"]) == ("stream_idle", True)
+
+
 async def test_silence_before_the_first_byte_of_a_stream_is_tried_elsewhere_and_then_a_504(stack):
     await handled(stack, a_handling("a", "b", together=("a", "b"), policy=ir.Policy(idle_s=0.3)))
     picked(stack, 0, 1, handling=KEY + dataplane.STREAM)
