@@ -82,7 +82,7 @@ class _Pages:
 
     async def healthz(self, _request: web.Request) -> web.Response:
         ready = self._shown.ready()
-        return _json({"status": "ok" if ready else "waiting for the cluster"}, status=200 if ready else 503)
+        return _json({"status": "ok" if ready else "not serving"}, status=200 if ready else 503)
 
     async def metrics(self, _request: web.Request) -> web.Response:
         text = prometheus_client.generate_latest(self._shown.registry)

@@ -23,7 +23,7 @@ LAST_LINES = 5
 async def gateway_problem(
     cluster: Cluster, *, url: str, picker_url: str, http: aiohttp.ClientSession, envoy_admin: aiohttp.ClientSession
 ) -> str:
-    """Ask Envoy for an endpoint that a route leads to and at `url`, and the picker whether it knows the cluster; "" if all is well.
+    """Ask Envoy for an endpoint that a route leads to and at `url`, and the picker whether it serves; "" if all is well.
 
     The picker is asked by itself: without it, Envoy fails open and serves, too, but places by load alone.
     """
@@ -41,7 +41,7 @@ async def gateway_problem(
         return "Envoy does not listen yet"
     try:
         async with http.get(f"{picker_url}/healthz") as answer:
-            return "" if answer.status == 200 else "the picker does not know the cluster yet"  # noqa: PLR2004 - OK
+            return "" if answer.status == 200 else "the picker does not serve yet"  # noqa: PLR2004 - OK
     except (aiohttp.ClientError, TimeoutError) as error:
         return f"the picker does not answer yet ({error or type(error).__name__})"
 

@@ -1,11 +1,18 @@
 """The picker's process, from its command line to its last breath."""
 
 import asyncio
+import contextlib
 import json
+import logging
 
+import aiohttp
 import pytest
 
+from extproc import __main__ as picker_process
+from extproc.adapters.transport import serving
 from matrixinfer.api import kinds
+from matrixinfer.cluster import feed
+from matrixinfer.cluster.memory import MemoryCluster
 from tests.picker.running import a_picker, a_pod, a_route, endpoints, eventually, put, ticket
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hello " * 200}]}
@@ -123,6 +130,49 @@ async def test_without_a_cluster_it_waits_and_says_so():
 
         assert status == 503
         assert not (picker.folder / "p.sock").exists()
+
+
+async def test_it_says_that_it_serves_once_envoy_can_connect_and_no_sooner(tmp_path, monkeypatch, caplog):
+    opening, may_open = asyncio.Event(), asyncio.Event()
+    serve = serving.serve
+
+    async def slowly(*words, **more):
+        opening.set()
+        await may_open.wait()
+        return await serve(*words, **more)
+
+    monkeypatch.setattr(serving, "serve", slowly)
+    monkeypatch.setattr(picker_process, "_settle_memory", lambda: None)
+    caplog.set_level(logging.INFO)
+    flags = ["--socket", str(tmp_path / "p.sock"), "--cluster-socket", str(tmp_path / "c.sock")]
+    flags += ["--admin-port", "0", "--metrics-port", "0", "--metrics-host", "127.0.0.1"]
+    async with feed.serve(MemoryCluster(), tmp_path / "c.sock", feed.KINDS), aiohttp.ClientSession() as http:
+        running = asyncio.create_task(picker_process._Picker(picker_process._arguments(flags)).run())
+        try:
+            async with asyncio.timeout(30):
+                await opening.wait()
+            port = next(
+                one.address[1] for one in caplog.records if one.message == "listening" and one.what == "metrics"
+            )
+
+            async def says():
+                async with http.get(f"http://127.0.0.1:{port}/healthz") as answer:
+                    return answer.status
+
+            before = await says()
+            may_open.set()
+            await eventually((tmp_path / "p.sock.out").exists)
+            after = await eventually(lambda: _is(200, says))
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+
+    assert (before, after) == (503, True)
+
+
+async def _is(wanted, ask):
+    return await ask() == wanted
 
 
 async def _placed(picker, addresses, model="demo"):
