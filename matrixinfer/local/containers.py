@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -159,8 +158,11 @@ class ContainerRunner:
             if process.running:  # cancelled: the pod is to go
                 await process.stop(self._grace())
             watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+            await asyncio.wait(
+                (watching,)
+            )  # for its end and not its word: if we are cancelled meanwhile, that is ours to obey
+            if not watching.cancelled():
+                watching.result()
             ended = self._end(await process.wait(), began)
         return ended
 

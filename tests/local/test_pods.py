@@ -8,7 +8,7 @@ import pytest
 
 from matrixinfer.api import core
 from matrixinfer.local.addresses import Addresses
-from matrixinfer.local.containers import Backoff, Settings
+from matrixinfer.local.containers import Backoff, ContainerRunner, Settings
 from matrixinfer.local.pods import PodRunner
 from matrixinfer.local.processes import tail
 from tests.local.waiting import eventually
@@ -257,3 +257,29 @@ async def test_a_command_that_does_not_exist_is_a_start_error(running):
         terminated = engine(runner)["state"]["terminated"]
         assert (terminated["reason"], terminated["exitCode"]) == ("StartError", 128)
         assert "no-such-program" in terminated["message"]
+
+
+async def test_a_pod_that_is_to_go_while_its_container_dies_does_not_run_again(running, monkeypatch):
+    dying, may_end = asyncio.Event(), asyncio.Event()
+
+    async def lingers(_runner, _process, _env):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            dying.set()
+            await may_end.wait()
+            raise
+
+    monkeypatch.setattr(ContainerRunner, "_watch", lingers)
+    async with running(python(SLEEP)) as (runner, task):
+        container = runner.containers[0]
+        await eventually(lambda: container.status.pid)
+        os.kill(container.status.pid, signal.SIGKILL)
+        await dying.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        may_end.set()
+        await asyncio.wait({task}, timeout=20)
+
+        assert task.cancelled()
+        assert container.status.restarts == 0
