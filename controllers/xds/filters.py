@@ -169,6 +169,18 @@ def _filter(name: str, message: Message) -> HttpFilter:
     return HttpFilter(name=name, typed_config=packed(message))
 
 
+def the_whole_request() -> ProcessingMode:
+    """Ask with headers and body; of the answer nothing is told."""
+    return ProcessingMode(
+        request_header_mode=ProcessingModeHeaderSendMode.SEND,
+        request_body_mode=ProcessingModeBodySendMode.BUFFERED,
+        request_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
+        response_header_mode=ProcessingModeHeaderSendMode.SKIP,
+        response_body_mode=ProcessingModeBodySendMode.NONE,
+        response_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
+    )
+
+
 def _ask_the_picker(picker: ir.Picker, *, along: bool) -> ExternalProcessor:
     """`along`: a filter before this one puts the body into metadata, and the picker takes it from there."""
     return ExternalProcessor(
@@ -177,14 +189,7 @@ def _ask_the_picker(picker: ir.Picker, *, along: bool) -> ExternalProcessor:
         status_on_error=HttpStatus(code=StatusCode.ServiceUnavailable),
         message_timeout=timedelta(seconds=picker.timeout_s),
         max_message_timeout=timedelta(seconds=picker.max_timeout_s),
-        processing_mode=ProcessingMode(
-            request_header_mode=ProcessingModeHeaderSendMode.SEND,
-            request_body_mode=ProcessingModeBodySendMode.BUFFERED,
-            request_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
-            response_header_mode=ProcessingModeHeaderSendMode.SKIP,
-            response_body_mode=ProcessingModeBodySendMode.NONE,
-            response_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
-        ),
+        processing_mode=the_whole_request(),
         metadata_options=MetadataOptions(
             forwarding_namespaces=MetadataOptionsMetadataNamespaces(
                 untyped=[dataplane.ACCESS_METADATA, *([dataplane.METADATA] if along else ())],

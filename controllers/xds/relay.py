@@ -41,9 +41,6 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     HeaderForwardingRules,
     MetadataOptions,
     MetadataOptionsMetadataNamespaces,
-    ProcessingMode,
-    ProcessingModeBodySendMode,
-    ProcessingModeHeaderSendMode,
 )
 from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import HeaderMutation as HeaderMutationFilter
 from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import Mutations
@@ -60,6 +57,7 @@ from envoy_data_plane.google.protobuf import Struct
 
 from controllers.xds import providers
 from controllers.xds.clusters import ads
+from controllers.xds.filters import the_whole_request
 from controllers.xds.replies import local_replies
 from controllers.xds.routes import EXT_PROC, RELAYED
 from controllers.xds.typed import packed
@@ -124,14 +122,7 @@ def _ask_the_picker(picker: ir.Picker) -> ExternalProcessor:
         failure_mode_allow=False,
         status_on_error=HttpStatus(code=StatusCode.ServiceUnavailable),
         message_timeout=timedelta(seconds=picker.timeout_s),
-        processing_mode=ProcessingMode(
-            request_header_mode=ProcessingModeHeaderSendMode.SEND,
-            request_body_mode=ProcessingModeBodySendMode.BUFFERED,
-            request_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
-            response_header_mode=ProcessingModeHeaderSendMode.SKIP,
-            response_body_mode=ProcessingModeBodySendMode.NONE,
-            response_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
-        ),
+        processing_mode=the_whole_request(),
         forward_rules=HeaderForwardingRules(
             disallowed_headers=ListStringMatcher(patterns=[StringMatcher(exact=one) for one in dataplane.CREDENTIALS])
         ),
