@@ -226,9 +226,8 @@ def _said(manifest: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _label(kind: kinds.Kind, name: Name) -> str:
-    group = (
-        f".{kind.group}" if kind == kinds.OLD_INFERENCE_OBJECTIVE else ""
-    )  # two kinds of one name, told apart as kubectl does
+    # Two kinds of one name are told apart as kubectl does.
+    group = f".{kind.group}" if kind == kinds.OLD_INFERENCE_OBJECTIVE else ""
     return f"{kind.kind}{group} {name[0]}/{name[1]}"
 
 
