@@ -39,7 +39,7 @@ def dropped_empty(value):
 
 
 @given(st.one_of(strategies.model_servers, strategies.model_routes))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_valid_object_has_no_problem_and_comes_back_with_the_defaults_of_the_schema(manifest):
     before = copy.deepcopy(manifest)
 
@@ -53,7 +53,7 @@ def test_a_valid_object_has_no_problem_and_comes_back_with_the_defaults_of_the_s
 
 
 @given(strategies.anything)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_nothing_that_a_file_can_hold_breaks_validation(manifest):
     for problem in validate(manifest):
         str(problem)
@@ -64,7 +64,7 @@ def test_nothing_that_a_file_can_hold_breaks_validation(manifest):
     st.sampled_from(sorted(kinds.KINDS)),
     st.dictionaries(st.sampled_from(["metadata", "spec", "status", "data"]), strategies.anything),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_nothing_in_an_object_of_any_kind_breaks_validation(named, parts):
     manifest = {"apiVersion": named[0], "kind": named[1], **parts}
 
@@ -72,7 +72,7 @@ def test_nothing_in_an_object_of_any_kind_breaks_validation(named, parts):
 
 
 @given(strategies.damaged(st.one_of(strategies.model_servers, strategies.model_routes)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_an_object_is_refused_exactly_if_it_cannot_be_parsed(manifest):
     problems = validate(manifest)
     kind = kind_of(manifest)
@@ -93,7 +93,7 @@ def test_an_object_is_refused_exactly_if_it_cannot_be_parsed(manifest):
 
 
 @given(strategies.model_routes, strategies.damaged(strategies.model_routes))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_change_has_all_the_problems_of_the_new_object(old, new):
     assert set(validate(new)) <= set(validate_update(old, new))
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matrixinfer.api import kinds
@@ -34,7 +34,6 @@ manifests = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["create", "update", "status", "apply"]), manifests), max_size=4))
 def test_no_write_breaks_the_cluster(writes):
     async def story() -> None:

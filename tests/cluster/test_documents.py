@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matrixinfer.cluster.documents import parse
@@ -110,7 +110,6 @@ def test_what_cannot_be_read_is_said_with_its_line(text, line, said):
     assert finding.line == line
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from(list("ab:-[]{}&*!|>'\"#%@,\n \t0~<")), max_size=60))
 def test_any_text_gives_documents_or_findings(text):
     documents, findings = parse(text, "f.yaml")

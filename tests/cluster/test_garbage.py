@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matrixinfer.cluster.garbage import FINALIZERS, PROPAGATIONS
@@ -22,7 +22,6 @@ deletions = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(owners, st.booleans(), st.booleans()), min_size=COUNT, max_size=COUNT),
     deletions,

@@ -204,7 +204,7 @@ class World:
             )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.builds(Clock, st.floats(-1e6, 1e6), st.floats(0.995, 1.005)), min_size=2, max_size=4),
     st.integers(0, 2**32),

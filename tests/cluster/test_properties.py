@@ -8,7 +8,7 @@ import random
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matrixinfer.cluster import ownership
@@ -74,7 +74,6 @@ class Watcher:
                 await self._grown.wait()
 
 
-@settings(deadline=None)
 @given(st.lists(writes, max_size=40), st.integers(0, 2**32))
 def test_every_watcher_sees_exactly_the_changes_since_it_began(steps, seed):
     async def story() -> None:
@@ -99,7 +98,6 @@ def test_every_watcher_sees_exactly_the_changes_since_it_began(steps, seed):
     asyncio.run(story())
 
 
-@settings(deadline=None)
 @given(st.lists(writes, max_size=30), st.integers(0, 30))
 def test_list_then_watch_gives_what_stands_wherever_the_watch_broke_off(steps, broke_off):
     async def story() -> None:
@@ -202,7 +200,6 @@ containers = st.lists(
 specs = st.fixed_dictionaries({}, optional={"free": values, "containers": containers})
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["one", "two", "update"]), specs), min_size=1, max_size=6), specs)
 def test_a_forced_apply_leaves_what_it_says_and_again_changes_nothing(history, last):
     async def story() -> None:
@@ -223,7 +220,6 @@ def test_a_forced_apply_leaves_what_it_says_and_again_changes_nothing(history, l
     asyncio.run(story())
 
 
-@settings(deadline=None)
 @given(specs, specs)
 def test_what_one_manager_applies_and_drops_leaves_no_trace(base, extra):
     async def story() -> None:
@@ -253,7 +249,6 @@ def without_nulls(value):
 changes = st.tuples(st.sampled_from(["spec", "status", "labels", "scale"]), st.integers(0, 2))
 
 
-@settings(deadline=None)
 @given(st.lists(changes, max_size=20))
 def test_generation_counts_exactly_the_changes_of_the_spec(steps):
     async def story() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -58,7 +58,6 @@ def test_failures_double_the_delay_and_success_forgets_them():
     assert queue.retry("a", 0, 0) == 1
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
 def test_a_delay_is_bounded_and_never_nothing(failures, draw):
     backoff = Backoff(first_s=0.1, most_s=10)
@@ -131,4 +130,3 @@ class Queueing(RuleBasedStateMachine):
 
 
 TestQueueing = Queueing.TestCase
-TestQueueing.settings = settings(deadline=None)

@@ -336,7 +336,7 @@ SAID = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     said=st.lists(SAID, min_size=1, max_size=4),
     leaves_after=st.none() | st.integers(0, 3),

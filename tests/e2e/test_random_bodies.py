@@ -116,7 +116,6 @@ async def world(tmp_path_factory):
 
 @settings(
     max_examples=BATCHES,
-    deadline=None,
     database=None,
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
     suppress_health_check=list(HealthCheck),

@@ -41,7 +41,7 @@ def keep_waiting(room, chance):
             )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, PRICES, WEIGHTS, WEIGHTS, st.integers(1, 4))
 def test_tenants_that_wait_never_differ_by_more_than_the_bound(seed, prices, weight_a, weight_b, slots):
     """W: weighted tokens served, by weight; U: the most that one request counts; F: what may be in flight.
@@ -74,7 +74,7 @@ def test_tenants_that_wait_never_differ_by_more_than_the_bound(seed, prices, wei
         assert abs(served["a"] - served["b"]) <= bound + 1e-6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, WEIGHTS, WEIGHTS, LOCALITIES)
 def test_with_exact_estimates_they_differ_by_one_request_and_the_locality(seed, weight_a, weight_b, locality):
     chance = random.Random(seed)
@@ -121,7 +121,7 @@ def consistent(room):
         assert all(band.flows.values())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(STEPS, st.integers(1, 3), st.integers(0, 6))
 def test_bounds_hold_nothing_idles_and_nothing_is_lost(steps, slots, most):
     band = BAND._replace(max_requests=4, max_bytes=900, ttl_s=20.0)
@@ -167,7 +167,7 @@ def test_bounds_hold_nothing_idles_and_nothing_is_lost(steps, slots, most):
     assert all((one.passed is None) != (one.refusal is None) or one.over for one in room.asked.values())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, st.integers(2, 5), LOCALITIES)
 def test_nobody_starves(seed, tenants, locality):
     """However others flood: a request is served after at most as many requests as fit into the bound on counters."""

@@ -434,7 +434,7 @@ MOVES = st.lists(
 PROMPTS = [[kind] * 4 + list(range(8)) + [kind // 4] * 4 + list(range(100, 108)) for kind in range(12)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(MOVES, st.sampled_from((2, 4, 8)), st.booleans())
 def test_the_match_is_what_the_engines_hold_whatever_happens(moves, block_tokens, maps):
     index = an_index(block_tokens=4)
@@ -470,7 +470,7 @@ def test_a_long_chain_is_found_in_full_and_over_several_searches():
     assert matched(index, prompt(tokens), 0) == [2500]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(30, 200), st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(1, 12)), max_size=80)
 )
@@ -488,7 +488,7 @@ def test_under_a_bound_less_is_known_and_never_more_than_there_is(capacity, stor
         assert all(one <= engine.depth(tokens) for one, engine in zip(found, engines, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

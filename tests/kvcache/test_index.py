@@ -217,7 +217,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(EVENTS, st.integers(1, 200))
 def test_the_index_agrees_with_a_naive_one(events, per_endpoint):
     index, naive = PrefixIndex(per_endpoint=per_endpoint), Naive(per_endpoint)
@@ -236,7 +236,7 @@ def test_the_index_agrees_with_a_naive_one(events, per_endpoint):
     assert [index.held(row) for row in range(91)] == [len(naive.held.get(row, ())) for row in range(91)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(LONG, st.integers(0, 5), st.booleans()), max_size=40), st.integers(1, 60))
 def test_the_total_bound_holds_and_whoever_holds_a_block_holds_all_before_it(events, total):
     index = PrefixIndex(per_endpoint=50, total=total)

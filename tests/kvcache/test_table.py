@@ -20,7 +20,7 @@ def get(table, key):
     return None if place < 0 else table.columns[0][place]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), KEYS), max_size=200), st.integers(0, 5))
 def test_a_table_holds_what_a_dict_would(moves, more):
     table, model = Table((np.uint32,), capacity=4_000, secret=SECRET), {}

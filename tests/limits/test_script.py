@@ -73,7 +73,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 async def test_the_script_counts_as_a_pickers_buckets_do(redis, happened):
     script, buckets, microseconds, taken = Script(redis), Buckets(), 0, []

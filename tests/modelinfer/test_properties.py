@@ -65,7 +65,7 @@ def turn(town, chance):
 
 
 @given(rollouts(), st.randoms(use_true_random=False))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_rollout_keeps_the_floor_and_the_ceiling_and_ends(rollout, chance):
     before, after = rollout
     town = Town(before)
@@ -96,7 +96,7 @@ def test_a_rollout_keeps_the_floor_and_the_ceiling_and_ends(rollout, chance):
 
 
 @given(rollouts(), st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_same_world_gives_the_same_plan_in_whatever_order_it_is_seen(rollout, chance):
     before, after = rollout
     town = Town(before)
@@ -112,7 +112,7 @@ def test_the_same_world_gives_the_same_plan_in_whatever_order_it_is_seen(rollout
 
 
 @given(rollouts(), st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_going_back_leaves_pods_that_had_not_changed(rollout, chance):
     before, after = rollout
     town = Town(before)
@@ -147,7 +147,7 @@ def test_going_back_leaves_pods_that_had_not_changed(rollout, chance):
     recoveries,
     st.lists(st.tuples(st.sampled_from(["delete", "gone", "fail", "ended", "flap"]), st.randoms()), max_size=6),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_whatever_happens_to_pods_everything_is_there_in_the_end(replicas, recovery, troubles):
     shape = a_shape(a_role("prefill"), a_role("decode", replicas=2, pods=2))
     town = Town(wanting(replicas, shape, recovery=recovery, grace_s=7.0))
@@ -196,7 +196,7 @@ def manifest_of(spec):
 
 
 @given(st.lists(specs, min_size=1, max_size=4), st.integers(0, 2**32))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_controller_that_dies_at_any_write_leaves_nothing_wrong(edits, seed):
     """Edits in the middle of rollouts, a new controller after every few writes; in the end all is as the last spec says."""
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.adapters import pages
@@ -79,7 +79,6 @@ STARTS = [
 ]
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(STARTS))
 def test_any_bytes_are_survived(page, start):
     found = pages.load(start + page, VLLM)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.plugins.header_label_affinity_scorer import HeaderLabelAffinityScorer
@@ -114,7 +114,6 @@ def test_expired_sessions_are_dropped():
     assert len(kept) == 0
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2), st.integers(0, 30)), max_size=60))
 def test_memory_is_bounded_and_right_about_those_it_has(requests):
     kept = Sessions(SessionIdConfig(eviction_ttl_seconds=60), most=5)

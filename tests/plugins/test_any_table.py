@@ -85,7 +85,7 @@ def with_method(name):
 
 
 @with_method("score")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cycle=CYCLES, chosen=st.lists(st.integers(0, 19), max_size=5))
 def test_scores_lie_between_zero_and_one_and_none_is_nan(plugin, cycle, chosen):
     one = any_plugin(plugin)
@@ -102,7 +102,7 @@ def test_scores_lie_between_zero_and_one_and_none_is_nan(plugin, cycle, chosen):
 
 
 @with_method("score")
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(cycle=CYCLES, seed=st.integers(0, 9))
 def test_the_order_of_the_candidates_does_not_matter(plugin, cycle, seed):
     order = np.array(random.Random(seed).sample(range(len(cycle.rows)), len(cycle.rows)), dtype=np.intp)
@@ -113,7 +113,7 @@ def test_the_order_of_the_candidates_does_not_matter(plugin, cycle, seed):
 
 
 @with_method("keep")
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(cycle=CYCLES, seed=st.integers(0, 9))
 def test_filters_mark_candidates_whatever_their_order(plugin, cycle, seed):
     order = np.array(random.Random(seed).sample(range(len(cycle.rows)), len(cycle.rows)), dtype=np.intp)
@@ -126,7 +126,7 @@ def test_filters_mark_candidates_whatever_their_order(plugin, cycle, seed):
 
 
 @with_method("order")
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(cycle=CYCLES, seed=st.integers(0, 9))
 def test_pickers_name_different_candidates(plugin, cycle, seed):
     scores = np.random.default_rng(seed).choice([0.0, 0.5, 1.0], len(cycle.rows))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 
-import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,7 +142,6 @@ def test_a_metric_is_the_sum_over_its_lines_with_the_labels():
     assert math.isnan(pages.attribute(PAGE, pages.metric("queue")))
 
 
-@hypothesis.settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_metric_is_read_or_refused(text):
     try:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc import plugins
@@ -49,7 +49,6 @@ def test_a_pool_with_few_requests_is_not_restricted():
     assert a_plugin(BoundedLoadFilter, min_requests=1).keep(cycle).tolist() == [False, True, True, True]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 1000), min_size=1, max_size=50),
     st.floats(1, 4),
@@ -168,7 +167,6 @@ def test_ranges_filter_only_where_that_is_asked_for():
     assert a_plugin(ContextLengthAware, enable_filtering=True).keep(cycle).tolist() == [False, True, True, True, False]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 100_000), st.integers(0, 100_000), st.integers(0, 100_000))
 def test_a_range_that_holds_the_prompt_scores_above_any_that_does_not(low, width, tokens):
     cycle = ranges(f"{low}-{low + width}", tokens=tokens)
@@ -181,7 +179,6 @@ def test_a_range_that_holds_the_prompt_scores_above_any_that_does_not(low, width
 FILTERS = [one for one in plugins.BUILTIN.types if hasattr(one, "keep")]
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

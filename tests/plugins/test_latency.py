@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.plugins.latency_scorer import LatencyScorer
@@ -231,7 +231,6 @@ SAMPLES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(SAMPLES, st.floats(0, 1e6), st.sampled_from([LeastLatencyScorer, LatencyScorer]))
 def test_any_history_gives_predictions_and_scores_in_range(samples, later, scorer):
     cycle = a_cycle(an_endpoint(inflight=3), an_endpoint(), an_endpoint(inflight=1000))

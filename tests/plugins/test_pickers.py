@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc import plugins
@@ -115,7 +115,6 @@ def test_the_better_of_two_is_chosen_even_where_one_is_all_that_is_asked_for():
 PICKERS = [one for one in plugins.BUILTIN.types if hasattr(one, "order")]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=80),
     st.integers(1, 10),
@@ -129,7 +128,6 @@ def test_every_picker_gives_distinct_positions(scores, count, picker):
     assert set(order) <= set(range(len(scores)))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=80), st.integers(1, 80))
 def test_the_best_are_those_that_sorting_finds(scores, count):
     order = ordered(a_plugin(MaxScorePicker, max_num_of_endpoints=count), scores, a_cycle(*endpoints(len(scores))))

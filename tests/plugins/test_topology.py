@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc import plugins
@@ -111,7 +111,6 @@ def test_a_place_that_is_written_wrong_is_refused(text):
         topology.told(text)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_header_is_read(text):
     assert isinstance(topology.read(text), Place)

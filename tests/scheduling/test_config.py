@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc import errors, plugins
@@ -445,7 +445,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(VALUES)
 def test_any_document_gives_a_configuration_or_a_config_error(value):
     document = {**HEAD, **value} if isinstance(value, dict) else {**HEAD, "plugins": value}
@@ -466,7 +465,6 @@ GIVEN = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from(plugins.BUILTIN.types))
 def test_any_parameters_give_a_plugin_that_works_or_a_config_error(data, plugin):
     keys = [wire_name(one) for one in fields(plugin.Params)]

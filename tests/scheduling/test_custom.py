@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import prometheus_client
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc import errors
@@ -193,7 +193,6 @@ def test_a_plugin_keeps_the_roles_that_it_has_and_no_others():
     assert [role for role in ("keep", "score", "order", "observe") if hasattr(one, role)] == ["keep"]
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.none(),

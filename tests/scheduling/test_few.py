@@ -55,7 +55,7 @@ def _plugins(kind):
 
 
 @pytest.mark.parametrize("kind", BOTH, ids=lambda kind: kind.TYPE)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cycle=cycles(), chosen=st.lists(st.integers(0, 8), max_size=6), seed=st.integers(0, 5))
 def test_a_plugin_says_the_same_in_both_forms(kind, cycle, chosen, seed):
     for plugin in _plugins(kind):
@@ -73,7 +73,7 @@ def test_a_plugin_says_the_same_in_both_forms(kind, cycle, chosen, seed):
             assert listed == array.tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cycle=cycles())
 def test_the_default_profile_decides_the_same_in_both_forms(cycle):
     listed = the_default_scheduler().schedule(cycle._replace(draw=random.Random(3)), trace=True)

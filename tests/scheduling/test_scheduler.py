@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc import errors
@@ -121,7 +121,6 @@ def test_candidates_may_be_any_rows_of_the_table():
     assert a_scheduler("queue-scorer").schedule(some).rows == (3, 4)
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

@@ -235,7 +235,7 @@ def test_a_feature_gate_turns_it_off_and_then_nothing_is_different():
     assert not summed(off, trace).tenants
 
 
-@hypothesis(max_examples=40, deadline=None)
+@hypothesis(max_examples=40)
 @given(st.integers(0, 1 << 32), st.integers(1, 3), st.integers(1, 3), st.sampled_from([VTC, BY_ARRIVAL]), st.booleans())
 def test_every_request_is_served_once_or_refused_and_no_engine_has_more_than_its_places(
     seed, places, pickers, policy, exact

@@ -179,7 +179,7 @@ PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/respons
          "/v1/score", "/tokenize", "/detokenize", "/v1/load_lora_adapter")  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PATHS), st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6))
 def test_any_json_gets_an_answer_below_500(fast: Simulator, path: str, body: dict[str, Any]):
     assert fast.call(path, json.dumps(body)).status < 500

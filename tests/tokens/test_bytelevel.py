@@ -57,7 +57,7 @@ def test_others_are_not(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts=st.lists(TEXTS.map("".join), max_size=5))
 def test_what_is_encoded_quickly_has_the_ids_of_the_library(kind, texts):
     quick, tokenizer = QUICK[kind]
@@ -66,7 +66,7 @@ def test_what_is_encoded_quickly_has_the_ids_of_the_library(kind, texts):
         assert ids is None or ids.tolist() == whole(tokenizer, text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(parts=st.lists(st.sampled_from([*document()["model"]["vocab"]]), max_size=40), ends=st.integers(0, 9))
 def test_any_row_of_tokens_comes_to_the_same_by_every_kind_of_file(parts, ends):
     letters = bytelevel._letters()

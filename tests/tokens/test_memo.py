@@ -70,7 +70,7 @@ def test_a_document_in_pieces_has_the_ids_of_the_whole(kind):
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(parts=TEXTS)
 def test_any_text_in_pieces_has_the_ids_of_the_whole(kind, parts):
     text = "".join(parts)
@@ -80,7 +80,7 @@ def test_any_text_in_pieces_has_the_ids_of_the_whole(kind, parts):
 
 
 @pytest.mark.parametrize("kind", ["cl100k", "sentencepiece"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(parts=TEXTS, turns=st.lists(st.integers(0, 120), max_size=5))
 def test_a_text_that_grows_has_the_ids_of_the_whole_at_every_step(kind, parts, turns):
     encoder = ENCODERS[kind]
@@ -90,7 +90,7 @@ def test_a_text_that_grows_has_the_ids_of_the_whole_at_every_step(kind, parts, t
         assert encoder.ids(text).tolist() == whole(kind, text)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(start=st.integers(0, 20_000), length=st.integers(0, 40_000))
 def test_any_stretch_of_a_document_has_the_ids_of_the_whole(start, length):
     text = BOOK[start : start + length]
@@ -141,7 +141,7 @@ LONG_MESSAGES = [
 ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(talks=st.lists(st.lists(st.sampled_from(LONG_MESSAGES), max_size=3), min_size=3, max_size=6))
 def test_long_messages_that_start_alike_have_the_ids_of_the_whole(talks):
     encoder = tiny.a_model("cl100k").encoder

@@ -237,7 +237,7 @@ def test_what_fails_in_a_template_is_a_fault(template, why):
     assert caught.value.reason == "template"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(source=st.lists(st.sampled_from(SNIPPETS), max_size=6).map("".join))
 def test_any_template_renders_or_is_a_fault_and_changes_nothing(source):
     messages = [turn("x")]
@@ -262,7 +262,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     api=st.sampled_from(list(Api)),
     body=st.dictionaries(

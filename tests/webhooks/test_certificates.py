@@ -96,7 +96,7 @@ def test_everything_is_made_anew_after_years_of_sleep():
     assert len(again.trusted) == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(1, 24 * 120), st.booleans()), min_size=1, max_size=25))
 def test_at_no_moment_is_something_shown_that_was_not_trusted_before(steps):
     now, chest = START, renewed(None, NAMES, START, TERMS)
