@@ -197,7 +197,7 @@ class _Picker:
             follower=self._desk if args.follow else None,
             tickets=tickets,
         )
-        self._outward = Outward(Relay(self._world.ledger, lambda: self._director.routes))
+        self._outward = Outward(Relay(self._director.relay, lambda: self._director.routes))
         self._health = health.HealthService()
         self._telemetry.add_source(self._metrics)
         self._telemetry.add_source(self._watch.metrics)

@@ -294,6 +294,13 @@ class Director:
             self._remember_end(settlement)
         return settlement
 
+    def relay(self, ticket: str) -> Sent | None:
+        """Take that an open request goes on to the provider that overflows, and its place to who waits; None if it may not."""
+        sent = self._world.ledger.relay(ticket)
+        if sent is not None:
+            self.gate.freed(sent.target)
+        return sent
+
     def sent_at(self, ticket: str) -> float | None:
         """Return when an open request was sent (monotonic seconds), None if it is not open."""
         return self._world.ledger.sent_at(ticket)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from extproc.providers.outward import Outward
-    from extproc.traffic.ledger import Ledger
+    from extproc.traffic.ledger import Sent
     from extproc.traffic.routes import RouteTable
     from extproc.types import HttpRequest
     from matrixinfer.api import networking
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 class Relay:
     """Finds requests by their tickets."""
 
-    def __init__(self, ledger: Ledger, routes: Callable[[], RouteTable]) -> None:
-        self._ledger = ledger
+    def __init__(self, relay: Callable[[str], Sent | None], routes: Callable[[], RouteTable]) -> None:
+        """`relay` takes that the request of a ticket goes on; None if it may not."""
+        self._relay = relay
         self._routes = routes
 
     def decide(self, http: HttpRequest) -> Decision:
         """Tell how the request is said to its provider. Raises EngineFailed: for the client, that is what happened."""
-        sent = self._ledger.relay(http.ticket)
+        sent = self._relay(http.ticket)
         if sent is None:
             raise errors.EngineFailed("The engines failed, and this request is not known to the picker any more.")
         target = sent.further[dataplane.RELAY_ENDPOINT]

@@ -14,6 +14,7 @@ from extproc.traffic.routes import RouteTable
 from extproc.types import HttpRequest, Usage
 from matrixinfer.api import dataplane
 from tests.director.stage import ADDRESSES, a_chat, a_route, a_server, an_outcome
+from tests.flow.room import RULES, Slots
 from tests.providers.builders import CHAT, MESSAGES, a_provider
 from tests.providers.test_story import INSIDE, OUTSIDE, SPARE, a_stage, not_ready
 
@@ -28,7 +29,7 @@ def a_relaying_stage(*targets, relays=True, addresses=ADDRESSES, **given):
 
 
 def relay_of(stage):
-    return Relay(stage.ledger, lambda: stage.director.routes)
+    return Relay(stage.director.relay, lambda: stage.director.routes)
 
 
 def failed(decision, http):
@@ -194,6 +195,33 @@ def test_it_counts_at_no_endpoint_any_more_and_is_settled_once():
     assert (settlement.end, settlement.target, settlement.served) == (End.COMPLETE, "provider/ns/p", RELAY)
     assert settlement.failed == decision.endpoints[:3]
     assert stage.director.settle(an_outcome(decision, endpoint=RELAY)) is None
+
+
+def test_the_place_that_it_leaves_goes_at_once_to_who_waits():
+    stage = a_relaying_stage(addresses=ADDRESSES[:1])
+    relaying = a_route(rules=[{"targetModels": [INSIDE, SPARE]}])
+    waiting = a_route("patient", modelName="patient")  # the same engines, and nobody who takes what overflows
+    known = stage.director.routes.providers.values()
+    stage.director.use_routes(RouteTable.build([relaying, waiting], [a_server()], known))
+    stage.director.gate.use(RULES, Slots(1))
+    http, turns = an_http(), []
+    first = stage.decide(http)
+    for name in ("one", "other"):
+        story = stage.director.decide(an_http(model="patient"))
+        next(story).then(lambda refusal, name=name, story=story: turns.append((name, refusal, finish(story))))
+    assert turns == []
+
+    relay_of(stage).decide(failed(first, http))
+
+    assert [(name, refusal, decision.endpoints) for name, refusal, decision in turns] == [("one", None, ADDRESSES[:1])]
+    assert (stage.inflight(), stage.director.gate.count) == ([1], 1)
+
+
+def finish(story):
+    """Tell a story to its end, its wait being over."""
+    with pytest.raises(StopIteration) as end:
+        story.send(None)
+    return end.value.value
 
 
 def test_its_tenant_is_charged_once_what_the_provider_counted():

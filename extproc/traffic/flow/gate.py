@@ -167,9 +167,13 @@ class Gate:
         entry = self._entries.pop(sent.ticket, None)
         if entry is not None and outcome is not None:
             self.accounts.settle(entry, outcome, settlement.done)
-        queue = self.queues.get(sent.target)
+        self.freed(sent.target)
+
+    def freed(self, server: str) -> None:
+        """Let those go for whom there is a place of this pool: a request has left one."""
+        queue = self.queues.get(server)
         if queue is not None and queue.count:
-            self._pump(sent.target, queue)
+            self._pump(server, queue)
 
     def leave(self, ticket: str) -> None:
         """Forget a request that was not sent: its client is gone, or it was refused."""
