@@ -21,6 +21,7 @@ from tests.e2e.stack import a_pod, a_route, a_server, write
 from tests.local.procs import descendants
 
 pytestmark = pytest.mark.envoy
+NOT_THE_TERMINALS = ("NO_COLOR", "COLUMNS", "LINES")  # what the tests' own surroundings say of another
 ANY_PORTS = ("--port", "0", "--admin-port", "0", "--metrics-port", "0", "--envoy-workers", "1")
 
 
@@ -66,7 +67,7 @@ async def up(folder, stderr, *arguments, **env):
         *(sys.executable, "-m", "matrixinfer", "up", str(folder / "manifests"), *ANY_PORTS, *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=stderr,
-        env={key: value for key, value in os.environ.items() if key != "NO_COLOR"} | env,
+        env={key: value for key, value in os.environ.items() if key not in NOT_THE_TERMINALS} | env,
     )
     try:
         ready = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
