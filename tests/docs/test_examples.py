@@ -149,6 +149,11 @@ async def test_lora_adapters_are_served_where_they_are_loaded():
 @pytest.mark.envoy
 async def test_engines_with_kv_events_are_known_to_the_token():
     async with up("kv-events", SCHEDULING / "exact-prefix.yaml") as world:
+
+        async def all_are_followed():
+            return (await world.metrics())["matrixinfer_kv_streams{state=complete}"] == len(await world.engines())
+
+        await eventually_async(all_are_followed)
         for cached in (0, 96):
             request = world.new_id()
             answer = await world.send(prompt=list(range(1000, 1100)), headers={"x-request-id": request})
