@@ -193,7 +193,7 @@ async def test_a_stream_whose_connection_breaks_ends_with_an_error(place, model,
 async def test_a_translated_stream_whose_connection_breaks_ends_with_an_error_of_the_clients_api(place, model, path):
     world, provider = place
     provider.behave = cut("broken")
-    name, before = world.new_id(), await world.metrics()
+    name, before = world.new_id(), await world.settled()
 
     answer = await world.send(path, model=model, stream=True, headers={"x-request-id": name})
 
