@@ -23,10 +23,12 @@ run: $(READY)
 # Not for tests of something else, nor where an API server is given; if it cannot be built, the tests' last lines say so.
 WANTS_KUBETEST = $(if $(KUBEBUILDER_ASSETS)$(TEST_KUBECONFIG),,$(if $(ARGS),$(findstring kubernetes,$(ARGS)),all))
 
+# All tests run in lanes, side by side; with ARGS they run one after the other, as a debugger needs it.
+LANES ?= 2
 # Bytecode is kept: the tests start some hundred processes, and each would compile everything anew.
 test: $(READY)
 	@$(if $(WANTS_KUBETEST),! command -v go >/dev/null || $(MAKE) --no-print-directory kubetest helm || echo "kubetest or helm was not built: see above" >&2,:)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n $(LANES) --dist loadgroup)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

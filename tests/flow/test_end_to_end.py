@@ -16,6 +16,7 @@ from tests.local.waiting import eventually_async
 pytestmark = pytest.mark.envoy
 
 
+@pytest.mark.alone
 async def test_a_tenant_hardly_notices_another_that_floods(tmp_path):
     """Per cent of the time to the first token that the slowest twentieth has alone; the documents among its prompts."""
     async with (

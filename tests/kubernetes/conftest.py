@@ -1,4 +1,4 @@
-"""Fixtures of the tests against a real API server, and a last line of what was left out where there is none."""
+"""Fixtures of the tests against a real API server."""
 
 from __future__ import annotations
 
@@ -28,16 +28,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(FOLDER):
             item.add_marker(pytest.mark.kubernetes)
-
-
-def pytest_terminal_summary(terminalreporter):
-    reasons = {}
-    for report in terminalreporter.stats.get("skipped", ()):
-        if report.nodeid.startswith("tests/kubernetes/"):
-            reason = report.longrepr[2].removeprefix("Skipped: ")
-            reasons[reason] = reasons.get(reason, 0) + 1
-    for reason, count in reasons.items():
-        terminalreporter.write_line(f"left out: {count} Kubernetes tests: {reason}", yellow=True)
 
 
 def leave_out(reason: str) -> None:
