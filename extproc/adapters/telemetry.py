@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from extproc.candidates import World
     from extproc.errors import Rejection
-    from extproc.traffic.ledger import Settlement
+    from extproc.traffic.ledger import Done, Settlement
+    from extproc.types import Outcome
 
 _DURATION: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TTFT: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -112,6 +113,11 @@ class Telemetry:
         self._cached = Counter(
             "matrixinfer_cached_tokens", "Prompt tokens that engines found in their KV caches.", ("model",)
         )
+        self._estimated = Counter(
+            "matrixinfer_estimated_tokens",
+            "Tokens of answers that broke off, beyond those that their engines told, inferred from the time that these had.",
+            ("model", "type"),
+        )
         self._usage_missing = Counter("matrixinfer_usage_missing", "Complete answers that told no usage.", ("model",))
         self._bypassed = Counter("matrixinfer_bypassed", "Requests that reached an engine without a decision.", ())
         self._failures = Counter(
@@ -168,7 +174,7 @@ class Telemetry:
             ("result",),
         )
         self._families: tuple[Counter | Histogram, ...] = (
-            *(self._requests, self._tokens, self._cached, self._usage_missing, self._bypassed),
+            *(self._requests, self._tokens, self._cached, self._estimated, self._usage_missing, self._bypassed),
             *self._of_endpoints(),
             *(self._decisions, self._duration, self._ttft, self._tpot, self._hits, self._expected, self._predicted),
         )
@@ -206,6 +212,7 @@ class Telemetry:
         if outcome.first_token_s is not None:
             self._ttft.observe(model, outcome.first_token_s)
         prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
+        self._count_untold(*model, settlement.done, outcome)
         if prompt is None and completion is None:
             if settlement.end is End.COMPLETE:
                 self._usage_missing.add(model)
@@ -234,6 +241,13 @@ class Telemetry:
         yield gauge("matrixinfer_prefix_index_pairs", "Pairs of endpoint and block in the prefix index.", index.pairs)
         for source in self._sources:
             yield from source()
+
+    def _count_untold(self, model: str, done: Done | None, outcome: Outcome) -> None:
+        """Count what an engine did beyond what it told; apart, as ratios of what was told have to stay true."""
+        if done is not None:
+            prompt, completion = outcome.prompt_tokens or 0, outcome.completion_tokens or 0
+            self._estimated.add((model, "input"), max(done.prompt_tokens - prompt, 0))
+            self._estimated.add((model, "output"), max(done.completion_tokens - completion, 0))
 
     def _of_endpoints(self) -> tuple[Counter, ...]:
         return self._served, self._served_tokens, self._failures

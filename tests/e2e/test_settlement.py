@@ -308,6 +308,8 @@ def check_once_each(metrics, accounts, sent, tries):
     assert total(metrics, "matrixinfer_tokens_total", "type=input") == prompt
     assert total(metrics, "matrixinfer_tokens_total", "type=output") == completion
     assert total(metrics, "matrixinfer_cached_tokens_total") == cached
+    # What engines did beyond what they told stands apart, so that the figures above stay theirs.
+    assert total(metrics, "matrixinfer_estimated_tokens_total", "type=output") > 0
     assert total(metrics, "matrixinfer_inflight_requests") == 0
     assert total(metrics, "matrixinfer_inflight_tokens") == 0
 

@@ -11,15 +11,17 @@ from extproc import errors
 from extproc.adapters import logs, telemetry
 from extproc.adapters.desk import Desk
 from extproc.adapters.errands import Errands
+from extproc.scheduling import latency
+from extproc.scheduling.latency import Sample
 from extproc.types import HttpRequest
-from tests.director.stage import Stage, a_chat, an_outcome
+from tests.director.stage import Stage, a_chat, a_route, an_outcome
 
 
 class Counting(Stage):
     """A stage with a desk before it."""
 
-    def __init__(self, *, access_log=False):
-        super().__init__()
+    def __init__(self, *, access_log=False, route=None):
+        super().__init__(route=route)
         self.telemetry = telemetry.Telemetry(self.director._world, self.director.routes_know)
         self.errands = Errands()
         self.desk = Desk(self.director, self.telemetry, self.errands, access_log=access_log)
@@ -47,6 +49,59 @@ def test_a_served_request_is_counted_once():
     assert stage.value("matrixinfer_decision_duration_seconds_count") == 1
     assert stage.value("matrixinfer_ledger_total", event="duplicate") == 1
     assert stage.value("matrixinfer_ledger_open") == 0
+
+
+MONTH = {"unit": "month", "inputTokensPerUnit": 100_000, "outputTokensPerUnit": 100_000}
+MESSAGES = "/v1/messages"
+LEFT, DIED, REFUSED = {"flags": ("DC",), "status": 0}, {"flags": ("UC",)}, {"status": 500}
+SILENT = {"prompt_tokens": None, "completion_tokens": None, "cached_tokens": None}
+OF_ONE = {"prompt_tokens": 40, "completion_tokens": 150}  # of three choices
+BEGUN, UNBEGUN = {"first_token_s": 1.5}, {"first_token_s": None}
+
+
+@pytest.mark.parametrize(
+    ("asked", "facts", "told", "estimated", "charged"),
+    [
+        ({}, {}, (10, 5), (0, 0), ("usage", 10, 5)),
+        ({"stream": True}, {}, (10, 5), (0, 0), ("usage", 10, 5)),
+        ({"n": 3, "stream": True}, {}, (10, 5), (0, 0), ("usage", 10, 5)),
+        ({}, SILENT, (0, 0), (0, 0), ("reservation", 101, 900)),
+        ({"stream": True}, LEFT | BEGUN, (10, 5), (0, 0), ("passed-on", 10, 5)),
+        ({"stream": True}, DIED | BEGUN, (10, 5), (0, 0), ("passed-on", 10, 5)),
+        ({"stream": True}, LEFT | SILENT | UNBEGUN, (0, 0), (0, 0), ("passed-on", 101, 0)),
+        ({}, LEFT | SILENT | UNBEGUN, (0, 0), (101, 151), ("estimate", 101, 151)),
+        ({"n": 3, "stream": True}, LEFT | SILENT | BEGUN, (0, 0), (101, 453), ("estimate", 101, 453)),
+        ({"n": 3, "stream": True}, DIED | SILENT | BEGUN, (0, 0), (101, 453), ("estimate", 101, 453)),
+        ({"n": 3, "stream": True}, LEFT | OF_ONE | BEGUN, (40, 150), (61, 303), ("estimate", 101, 453)),
+        ({"n": 3, "stream": True}, DIED | OF_ONE | BEGUN, (40, 150), (61, 303), ("estimate", 101, 453)),
+        ({"stream": True, "path": MESSAGES}, LEFT | BEGUN, (10, 5), (0, 146), ("estimate", 10, 151)),
+        ({"stream": True, "path": MESSAGES}, DIED | BEGUN, (10, 5), (0, 0), ("passed-on", 10, 5)),
+        ({"unknown": True}, LEFT | SILENT | UNBEGUN, (0, 0), (0, 0), ("reservation", 101, 900)),
+        ({}, LEFT | SILENT | UNBEGUN | {"sent_s": None}, (0, 0), (0, 0), ("nothing", 0, 0)),
+        ({}, REFUSED | SILENT, (0, 0), (0, 0), ("nothing", 0, 0)),
+    ],
+)
+def test_what_engines_told_is_counted_what_they_did_beyond_it_apart_and_both_are_charged(
+    asked, facts, told, estimated, charged
+):
+    stage = Counting(route=a_route(rateLimit=MONTH))
+    for row in stage.table.rows() if "unknown" not in asked else ():
+        latency.record(stage.table, row, Sample(0.5, 101.0, 0.01, 1), stage.clock.now)
+    body = {"max_tokens": 900 // asked.get("n", 1), "n": asked.get("n", 1), "stream": asked.get("stream", False)}
+    http = a_chat("x" * 372, **body)._replace(path=asked.get("path", "/v1/chat/completions"))
+    decision = stage.desk.decide(http)
+
+    stage.desk.settle(an_outcome(decision)._replace(**({"sent_s": 1.0, "duration_s": 3.005} | facts)))
+
+    found = stage.director.recent[decision.ticket].settlement.charged
+    counted = {
+        name: tuple(
+            stage.value(f"matrixinfer_{name}_total", model="demo", type=kind) or 0 for kind in ("input", "output")
+        )
+        for name in ("tokens", "estimated_tokens")
+    }
+    assert counted == {"tokens": told, "estimated_tokens": estimated}
+    assert (found.by, found.input_tokens, found.output_tokens) == charged
 
 
 def test_a_model_that_is_no_text_is_refused_and_counted():
