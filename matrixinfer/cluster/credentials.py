@@ -1,18 +1,18 @@
 """How an API server is reached and who we are to it: a kubeconfig, or what a pod finds in its file system.
 
 `kubeconfig` and `in_cluster` give an `Access`; its `identity` is asked before every request, from any thread, and follows
-tokens that rotate. Everything wrong with a configuration is an `AccessError` that names the file and the field.
+tokens that rotate. Everything wrong with a configuration is an `AccessError` that names the file and the field. Keys and
+certificates that come as data are written nowhere: they are in memory under a path, and end with the process, however it ends.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 import threading
 import time
 import weakref
@@ -31,6 +31,7 @@ TOKEN_READ_EVERY_S: Final = 60.0  # the kubelet renews it when a fifth of its li
 EXEC_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 EXEC_RENEW_BEFORE_S: Final = 30.0
 EXEC_PATIENCE_S: Final = 60.0
+_NOEXEC_SEAL: Final = 0x0008  # MFD_NOEXEC_SEAL of Linux 6.3: a host may refuse files in memory without it
 
 
 class AccessError(Exception):
@@ -68,7 +69,6 @@ class Access:
     proxy: str = ""
     namespace: str = "default"
     impersonate: str = ""
-    files: object = None  # keeps certificates that came as data from being removed while this stands
 
 
 def find(*, path: str = "", context: str = "") -> Access:
@@ -117,16 +117,14 @@ def kubeconfig(path: str = "", *, context: str = "", clock: Callable[[], float] 
     server = cluster.value.get("server")
     if not isinstance(server, str) or not server.startswith(("http://", "https://")):
         raise AccessError(f"{cluster.at}.server: must be an http:// or https:// address, not {server!r}")
-    files = _Files()
     return Access(
         server=server.rstrip("/"),
-        identity=_identity(user, cluster, files, clock) if user else Bearer({}),
-        verify=_authorities(cluster, files),
+        identity=_identity(user, cluster, clock) if user else Bearer({}),
+        verify=_authorities(cluster),
         server_name=str(cluster.value.get("tls-server-name") or ""),
         proxy=str(cluster.value.get("proxy-url") or ""),
         namespace=str(chosen.value.get("namespace") or "default"),
         impersonate=str(user.value.get("as") or "") if user else "",
-        files=files,
     )
 
 
@@ -186,7 +184,7 @@ class TokenFile:
 class ExecPlugin:
     """A program that is asked for a token or a certificate, as `kubectl` asks it, and again when that runs out."""
 
-    def __init__(self, entry: _Entry, cluster: _Entry, files: _Files, clock: Callable[[], float]) -> None:
+    def __init__(self, entry: _Entry, cluster: _Entry, clock: Callable[[], float]) -> None:
         spec = entry.value
         self._at = entry.at
         self._version = spec.get("apiVersion")
@@ -205,7 +203,6 @@ class ExecPlugin:
         self._env = {str(item["name"]): str(item["value"]) for item in spec.get("env") or ()}
         self._hint = str(spec.get("installHint") or "").strip()
         self._cluster = cluster.value if spec.get("provideClusterInfo") else None
-        self._files = files
         self._clock = clock
         self._lock = threading.Lock()
         self._presented: Presented | None = None
@@ -256,7 +253,7 @@ class ExecPlugin:
         certificate = None
         if status.get("clientCertificateData"):
             pem, key = str(status["clientCertificateData"]), str(status["clientKeyData"])
-            certificate = self._files.write(pem.encode()), self._files.write(key.encode())
+            certificate = _Held.with_content(pem.encode()), _Held.with_content(key.encode())
         headers = {"Authorization": f"Bearer {status['token']}"} if status.get("token") else {}
         if not headers and certificate is None:
             raise ValueError("it has neither a token nor a clientCertificateData")
@@ -270,21 +267,37 @@ def _moment(text: str | None) -> float:
 # The kubeconfig's parts
 
 
-class _Files:
-    """Keys and certificates that came as data, in a private folder that goes with the last who needs it."""
+class _Held(str):
+    """The path of a key or certificate that came as data: a file in memory, for libraries that read files.
 
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-        self._count = 0
+    No folder has it, only we can open it, and it goes with the last who knows the path. So no other gets the same path
+    while connections are told apart by it, and a process that is killed leaves nothing.
+    """
 
-    def write(self, content: bytes) -> str:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="matrixinfer-access-"))  # readable to us alone
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._count += 1
-        path = self._folder / f"{self._count}.pem"
-        path.write_bytes(content)
-        return str(path)
+    __slots__ = ("__weakref__",)
+
+    @classmethod
+    def with_content(cls, content: bytes) -> _Held:
+        """Hold this. Raises OSError."""
+        descriptor = _file_in_memory()
+        held = cls(f"/proc/self/fd/{descriptor}")
+        weakref.finalize(
+            held, os.close, descriptor
+        ).atexit = False  # the end of the process closes it, after its threads
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        os.fchmod(descriptor, 0o400)
+        return held
+
+
+def _file_in_memory() -> int:
+    name = "matrixinfer-access"  # as it is shown in /proc
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC | _NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create(name, os.MFD_CLOEXEC)  # an older kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,11 +308,11 @@ class _Entry:
     at: str
     folder: Path
 
-    def file(self, name: str, files: _Files) -> str | None:
+    def file(self, name: str) -> str | None:
         """Return the file of a field that may come as data instead."""
         if self.value.get(f"{name}-data"):
             try:
-                return files.write(base64.b64decode(self.value[f"{name}-data"], validate=True))
+                return _Held.with_content(base64.b64decode(self.value[f"{name}-data"], validate=True))
             except (binascii.Error, TypeError, ValueError) as error:
                 raise AccessError(f"{self.at}.{name}-data: is not base64: {error}") from None
         if not self.value.get(name):
@@ -352,19 +365,19 @@ class _Kubeconfig:
         raise AccessError(f"{self.where}: {section}: there is no {name!r}")
 
 
-def _authorities(cluster: _Entry, files: _Files) -> str | bool:
+def _authorities(cluster: _Entry) -> str | bool:
     if cluster.value.get("insecure-skip-tls-verify"):
         return False
-    return cluster.file("certificate-authority", files) or True
+    return cluster.file("certificate-authority") or True
 
 
-def _identity(user: _Entry, cluster: _Entry, files: _Files, clock: Callable[[], float]) -> Identity:
+def _identity(user: _Entry, cluster: _Entry, clock: Callable[[], float]) -> Identity:
     value = user.value
     for member, instead in (("auth-provider", "exec"), ("as-groups", "as"), ("as-user-extra", "as")):
         if value.get(member):
             raise AccessError(f"{user.at}.{member}: is not supported: use {instead}")
     if value.get("exec"):
-        return ExecPlugin(_Entry(value["exec"], f"{user.at}.exec", user.folder), cluster, files, clock)
+        return ExecPlugin(_Entry(value["exec"], f"{user.at}.exec", user.folder), cluster, clock)
     if value.get("tokenFile"):
         return TokenFile(user.folder / str(value["tokenFile"]))
     headers = {}
@@ -373,7 +386,7 @@ def _identity(user: _Entry, cluster: _Entry, files: _Files, clock: Callable[[], 
     elif value.get("username"):
         pair = f"{value['username']}:{value.get('password', '')}".encode()
         headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
-    certificate, key = user.file("client-certificate", files), user.file("client-key", files)
+    certificate, key = user.file("client-certificate"), user.file("client-key")
     if bool(certificate) != bool(key):
         raise AccessError(f"{user.at}: client-certificate and client-key are needed both")
     return Bearer(headers, (certificate, key) if certificate and key else None)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import base64
+import errno
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from matrixinfer.cluster import credentials
+from matrixinfer.cluster.apiserver_wire import Wire
 from matrixinfer.cluster.credentials import AccessError
 
 PEM = b"-----BEGIN CERTIFICATE-----\n"
@@ -55,6 +61,86 @@ def test_certificates_given_as_data_lie_in_files_that_only_we_can_read(tmp_path)
     for path in (certificate, key, access.verify):
         assert open(path, "rb").read() == PEM  # noqa: PTH123, SIM115
         assert os.stat(os.path.dirname(path)).st_mode & 0o077 == 0  # noqa: PTH116, PTH120
+
+
+def test_a_process_that_is_killed_leaves_nothing_of_what_came_as_data(tmp_path):
+    data, scratch = base64.b64encode(PEM).decode(), tmp_path / "scratch"
+    scratch.mkdir()
+    user = {"client-certificate-data": data, "client-key-data": data}
+    path = a_kubeconfig(tmp_path, user=user, cluster={"certificate-authority-data": data})
+    reads = (
+        "import sys; from matrixinfer.cluster import credentials; access = credentials.kubeconfig(sys.argv[1]);"
+        "print(*access.identity.present().certificate, access.verify, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", reads, path],
+        env={**os.environ, "TMPDIR": str(scratch)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        paths = [Path(one.replace("/self/", f"/{process.pid}/")) for one in process.stdout.readline().split()]
+        held = [one.read_bytes() for one in paths]
+        modes = {one.stat().st_mode & 0o777 for one in paths}
+        process.kill()
+
+    assert (held, modes) == ([PEM] * 3, {0o400})
+    assert list(scratch.iterdir()) == []
+    assert not any(one.exists() for one in paths)
+
+
+def a_renewed_certificate(folder, now):
+    """An access whose plugin gives a certificate until 2030."""
+    status = {
+        "clientCertificateData": PEM.decode(),
+        "clientKeyData": PEM.decode(),
+        "expirationTimestamp": "2030-01-01T00:00:00Z",
+    }
+    spec = {"apiVersion": credentials.EXEC_VERSIONS[0], "command": "echo", "args": [json.dumps({"status": status})]}
+    path = a_kubeconfig(folder, user={"exec": spec})
+    return credentials.kubeconfig(path, clock=lambda: now[0])
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def test_certificates_that_were_renewed_are_let_go(tmp_path):
+    access = a_renewed_certificate(tmp_path, [2e9])
+    access.identity.present()
+    before = open_files()
+
+    for _ in range(20):
+        certificate, key = access.identity.present().certificate
+        assert open(certificate, "rb").read() == open(key, "rb").read() == PEM  # noqa: PTH123, SIM115
+
+    assert open_files() <= before + 2  # ours
+
+
+def test_a_renewed_certificate_has_other_connections_than_the_one_before(tmp_path):
+    access = a_renewed_certificate(tmp_path, [2e9])
+    wire = Wire(access, user_agent="test", pool=1)
+
+    pools = [wire._find(access.identity.present().certificate)[0] for _ in range(5)]
+
+    assert len({id(pool) for pool in pools}) == 5
+    assert len({pool.cert_file for pool in pools}) == 5
+    wire.close()
+
+
+def test_a_host_whose_kernel_knows_no_seal_is_served(tmp_path, monkeypatch):
+    make = os.memfd_create
+
+    def older(name, flags):
+        if flags & credentials._NOEXEC_SEAL:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return make(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", older)
+    data = base64.b64encode(PEM).decode()
+    access = credentials.kubeconfig(a_kubeconfig(tmp_path, cluster={"certificate-authority-data": data}))
+
+    assert Path(access.verify).read_bytes() == PEM
 
 
 def test_paths_are_relative_to_the_file_that_names_them(tmp_path):
