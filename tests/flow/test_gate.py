@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 
 from extproc import errors
-from extproc.traffic.ledger import Done
+from extproc.traffic.ledger import Done, End
 from tests.flow.room import BAND, FAIR, POOL, RULES, Room, a_settlement, an_outcome
+
+TOLD_OF_ONE = {"sent_s": 0.1, "first_token_s": 0.2, "prompt_tokens": 40, "completion_tokens": 7}
 
 
 def with_band(**changes):
@@ -275,6 +277,38 @@ def test_where_the_engine_could_not_tell_the_counter_follows_what_it_can_be_expe
     room.gate.settle(told_nothing._replace(done=Done(100, 30, 40)))
 
     assert room.gate.queues[POOL].bands[0].counters.level("a") == 60 + 4 + 2 * 30
+
+
+@pytest.mark.parametrize(
+    ("end", "sent", "facts", "charged"),
+    [
+        (End.FAILED, {}, {"status": 500}, 0),
+        (End.FAILED, {}, {"status": 400}, 0),
+        (End.CLIENT_GONE, {}, {"sent_s": None}, 0),
+        (End.CLIENT_GONE, {"stream": True}, {"sent_s": 0.1}, 100),
+        (End.CLIENT_GONE, {}, {"sent_s": 0.1}, 100 + 2 * 50),
+        (End.CLIENT_GONE, {"stream": True, "choices": 3}, TOLD_OF_ONE, 100 + 2 * 50),
+        (End.CLIENT_GONE, {"stream": True}, TOLD_OF_ONE, 40 + 2 * 7),
+    ],
+    ids=[
+        "the engine failed",
+        "the engine refused it",
+        "the client left before an engine had it",
+        "a stream was left before it began",
+        "a plain answer was left, and nobody knows",
+        "a stream of several choices was left, and nobody knows",
+        "a stream was left",
+    ],
+)
+def test_what_did_not_end_well_counts_as_limits_charge_it(end, sent, facts, charged):
+    room = Room()
+    one = room.ask("a", prompt=100, output=50)
+    ended = a_settlement(one.ticket, an_outcome(one.ticket, None, 0)._replace(**({"status": 200} | facts)))
+
+    room.gate.settle(ended._replace(end=end, sent=ended.sent._replace(**sent)))
+
+    assert room.gate.queues[POOL].bands[0].counters.level("a") == charged
+    assert room.gate.accounts.tokens == {"other": charged}
 
 
 def test_a_settlement_counts_once():

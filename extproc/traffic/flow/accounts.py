@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from extproc.traffic.limits.charging import NOTHING, RESERVATION, USAGE, took
 from extproc.types import Api
 
 if TYPE_CHECKING:
     from extproc.scheduling.flow import FlowControl
     from extproc.traffic.flow.queue import Entry
-    from extproc.traffic.ledger import Done
-    from extproc.types import InferenceRequest, Outcome
+    from extproc.traffic.ledger import Settlement
+    from extproc.types import InferenceRequest
 
 _FIRST_GUESS: Final = 256.0  # tokens of an answer, while none of the tenant's is known: a long paragraph
 _WEIGHT: Final = 1 / 16  # of a new answer in a tenant's mean
@@ -53,24 +54,30 @@ class Accounts:
         """Give back all that was charged."""
         self._charge(entry, 0.0)
 
-    def settle(self, entry: Entry, outcome: Outcome, done: Done | None = None) -> None:
-        """Count what the engine did in place of what was expected; `done` where it could not tell."""
-        if not outcome.placed or not outcome.endpoint:
+    def settle(self, entry: Entry, settlement: Settlement) -> None:
+        """Count what the engine did in place of what was expected, as far as it is known: as limits do."""
+        outcome, found = settlement.outcome, took(settlement)
+        if outcome is None or found.by == RESERVATION:
+            return
+        if found.by == NOTHING:
             self.cancel(entry)
-            return
-        prompt, output = outcome.prompt_tokens, outcome.completion_tokens
-        if done is not None:
-            self._charge(entry, _weighed(entry, done.prompt_tokens, done.cached_tokens, done.completion_tokens))
-            return
-        if prompt is None and output is None:
-            return
-        prompt = prompt or 0
-        self._charge(entry, _weighed(entry, prompt, min(outcome.cached_tokens or 0, prompt), output or 0))
-        if outcome.complete and output is not None:
-            if len(self._answers) >= _MOST_TENANTS and entry.tenant not in self._answers:
-                self._answers.clear()
-            mean = self._answers.get(entry.tenant, float(output))
-            self._answers[entry.tenant] = mean + _WEIGHT * (output - mean)
+        elif (
+            found.prompt is None
+        ):  # a stream that broke off before the first of it: the prompt may be computed, nothing is made
+            self._charge(entry, entry.expected - _weighed(entry, 0, 0, entry.tokens[1]))
+        else:
+            cached = settlement.done.cached_tokens if settlement.done is not None else outcome.cached_tokens or 0
+            output = found.completion or 0
+            self._charge(entry, _weighed(entry, found.prompt, min(cached, found.prompt), output))
+            if found.by == USAGE and outcome.completion_tokens is not None:
+                self._learn(entry.tenant, output)
+
+    def _learn(self, tenant: str, output: int) -> None:
+        """Take an answer's length into the tenant's mean."""
+        if len(self._answers) >= _MOST_TENANTS and tenant not in self._answers:
+            self._answers.clear()
+        mean = self._answers.get(tenant, float(output))
+        self._answers[tenant] = mean + _WEIGHT * (output - mean)
 
     def _charge(self, entry: Entry, tokens: float) -> None:
         """Let the request count `tokens` from now on."""

@@ -163,11 +163,10 @@ class Gate:
 
     def settle(self, settlement: Settlement) -> None:
         """Take the end of a request that was sent, and let the next one go."""
-        sent, outcome = settlement.sent, settlement.outcome
-        entry = self._entries.pop(sent.ticket, None)
-        if entry is not None and outcome is not None:
-            self.accounts.settle(entry, outcome, settlement.done)
-        self.freed(sent.target)
+        entry = self._entries.pop(settlement.sent.ticket, None)
+        if entry is not None:
+            self.accounts.settle(entry, settlement)
+        self.freed(settlement.sent.target)
 
     def freed(self, server: str) -> None:
         """Let those go for whom there is a place of this pool: a request has left one."""
