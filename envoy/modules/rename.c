@@ -70,11 +70,12 @@ void rename_body(void *envoy, const rename_plan *self) {
     char number[24];
     char *after = all + self->start + self->length, *end = body_copied(body_copied(all, kept), last);
     int digits = snprintf(number, sizeof number, "%zu", size);
+    int where = last.count ? RECEIVED_REQUEST_BODY : BUFFERED_REQUEST_BODY; /* nothing is received when trailers end it */
     if (kept.length) envoy_dynamic_module_callback_http_drain_body(envoy, BUFFERED_REQUEST_BODY, kept.length);
-    envoy_dynamic_module_callback_http_drain_body(envoy, RECEIVED_REQUEST_BODY, last.length);
-    envoy_dynamic_module_callback_http_append_body(envoy, RECEIVED_REQUEST_BODY, (text){all, self->start});
-    envoy_dynamic_module_callback_http_append_body(envoy, RECEIVED_REQUEST_BODY, (text){self->name, self->size});
-    envoy_dynamic_module_callback_http_append_body(envoy, RECEIVED_REQUEST_BODY, (text){after, (size_t)(end - after)});
+    if (last.length) envoy_dynamic_module_callback_http_drain_body(envoy, RECEIVED_REQUEST_BODY, last.length);
+    envoy_dynamic_module_callback_http_append_body(envoy, where, (text){all, self->start});
+    envoy_dynamic_module_callback_http_append_body(envoy, where, (text){self->name, self->size});
+    envoy_dynamic_module_callback_http_append_body(envoy, where, (text){after, (size_t)(end - after)});
     envoy_dynamic_module_callback_http_set_header(envoy, REQUEST_HEADER, TEXT("content-length"), (text){number, (size_t)digits});
   }
   free(all);
