@@ -102,7 +102,7 @@ int envoy_dynamic_module_on_http_filter_response_body(void *envoy, filter *self,
 
 int envoy_dynamic_module_on_http_filter_response_trailers(void *envoy, filter *self) {
   if (self->kind == MODEL) return response_last(envoy, BUFFERED_RESPONSE_BODY) ? WAIT : CONTINUE; /* and no further */
-  if (self->answer != NULL) response_over(self->answer);
+  if (self->answer != NULL) response_over(envoy, self->answer);
   return CONTINUE;
 }
 

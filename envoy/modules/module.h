@@ -94,7 +94,7 @@ void response_destroy(response *self);
 void response_request(void *envoy, response *self);
 void response_headers(void *envoy, response *self, bool end);
 void response_body(void *envoy, response *self, bool end);
-void response_over(response *self);
+void response_over(void *envoy, response *self); /* trailers have come */
 bool response_last(void *envoy, int where); /* for `model`: whether the trailers are ours; puts the last event before them */
 void response_broken(void *envoy, response *self, text details);
 void response_complete(void *envoy, response *self);

@@ -386,7 +386,15 @@ void response_body(void *envoy, response *self, bool end) {
   if (chunks != few) free(chunks);
 }
 
-void response_over(response *self) { self->open = false; }
+void response_over(void *envoy, response *self) {
+  self->open = false;
+  if (!self->watched || self->mode == ALL || self->carry.length == 0) return;
+  self->out.length = 0; /* what was held back is an event that nothing will end */
+  bytes *rest = hide(self, self->carry.data, self->carry.data + self->carry.length) ? &self->out : &self->carry;
+  if (rest->length)
+    envoy_dynamic_module_callback_http_append_body(envoy, BUFFERED_RESPONSE_BODY, (text){rest->data, rest->length});
+  self->carry.length = 0;
+}
 
 /* What is sent with trailers of ours, while the worker's thread is in the call that sends them. */
 static _Thread_local struct {
