@@ -235,6 +235,16 @@ typedef struct {
   const char *from, *end; /* what is to be left out of an event; all of it if nothing remains that was asked for */
 } gap;
 
+/* Where the blanks begin that end at `at`; data on several lines has line ends and "data:" among them. */
+static const char *blanks(const char *from, const char *at) {
+  static const text line = {"\ndata:", 6};
+  for (;;) {
+    if (at > from && (at[-1] == ' ' || at[-1] == '\t' || at[-1] == '\r' || at[-1] == '\n')) at--;
+    else if (at - from >= (ptrdiff_t)line.length && memcmp(at - line.length, line.ptr, line.length) == 0) at -= line.length;
+    else return at;
+  }
+}
+
 /* Records the usage of one event, whose key is at `key` at the earliest, and says what of it to leave out; nothing
  * (from == end) if it stays as it is. */
 static gap hidden(response *self, const char *from, const char *key, const char *end) {
@@ -243,15 +253,9 @@ static gap hidden(response *self, const char *from, const char *key, const char 
   if (at.key == NULL || at.end == NULL) return (gap){end, end};
   record(self, at.found);
   if (no_choices(from, end)) return self->mode == HIDE_ALL ? (gap){from, end} : (gap){end, end};
-  const char *before = at.key, *after = at.end;
-  while (before > from && (before[-1] == ' ' || before[-1] == '\t')) before--;
-  if (before > from && before[-1] == ',') {
-    before--;
-  } else {
-    const char *comma = spaces(after, end);
-    if (comma < end && *comma == ',') after = comma + 1;
-  }
-  return (gap){before, after};
+  const char *before = blanks(from, at.key), *comma = spaces(at.end, end);
+  if (before > from && before[-1] == ',') return (gap){before - 1, at.end};
+  return (gap){at.key, comma < end && *comma == ',' ? comma + 1 : at.end};
 }
 
 /* Adds one event to the output, without its usage. */
