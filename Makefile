@@ -28,7 +28,7 @@ LANES ?= 2
 # Bytecode is kept: the tests start some hundred processes, and each would compile everything anew.
 test: $(READY)
 	@$(if $(WANTS_KUBETEST),! command -v go >/dev/null || $(MAKE) --no-print-directory kubetest helm || echo "kubetest or helm was not built: see above" >&2,:)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n $(LANES) --dist loadgroup)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n $(LANES))
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -12,20 +12,27 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("any machine", settings(), deadline=None)
 settings.load_profile("any machine")
 
 TESTS = Path(__file__).parent
-TOGETHER = "kubernetes"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(items):
-    for item in items:
-        file = item.path.relative_to(TESTS)
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(TOGETHER if file.parts[0] == TOGETHER else str(file)))
+class Lanes(LoadScopeScheduling):
+    """Gives a lane what has to stay together, the next whenever it is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        if file.startswith("tests/kubernetes/"):
+            return "kubernetes"
+        return nodeid if test.startswith("test_every_command_works_and_says_what_the_page_shows[") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return Lanes(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of the time that a test may take

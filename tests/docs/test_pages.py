@@ -20,13 +20,11 @@ from tests.limits import server
 OURS = ("networking.matrixinfer.ai/v1alpha1", "workload.matrixinfer.ai/v1alpha1", "llm-d.ai/v1alpha2", "v1")
 SCHEDULER = "EndpointPickerConfig"
 KUBETEST = ROOT / ".build" / "kubernetes" / "kubetest"
+RUNNABLE = [page for page in PAGES if runnable(page)]
 
 
 def named(page):
     return str(page.relative_to(ROOT))
-
-
-RUNNABLE = [pytest.param(page, marks=pytest.mark.xdist_group(named(page))) for page in PAGES if runnable(page)]
 
 
 @pytest.mark.envoy
