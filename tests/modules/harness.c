@@ -169,7 +169,10 @@ typedef struct entry {
 } entry;
 
 typedef struct {
-  bool there, keeps, holds; /* of Envoy: waits for the whole body of a request; takes answers' bodies and gives none back */
+  /* One of the module's, or one of Envoy's: it waits for the whole body of a request, or takes the body of an answer and gives
+   * nothing of it back, or the trailers neither. */
+  bool keeps, holds, stops;
+  const void *config;
   void *module;
   bool busy, stopped, owes_headers;
 } filter;
@@ -177,10 +180,10 @@ typedef struct {
 static struct {
   filter chain[MOST_FILTERS];
   int count;
-  bool answered, request_trailers, complete;
+  bool answered;
   entry *headers, *metadata;
-  buffer kept_request, kept_response;
-  bool keeps_request, keeps_response; /* the buffer exists, if only empty */
+  buffer kept_request;
+  bool keeps_request; /* it exists, if only empty; of an answer no filter keeps anything */
   buffer *received_request, *received_response;
 } stream;
 
@@ -291,7 +294,7 @@ static buffer *body_at(int body) {
     case 0: return stream.received_request;
     case 1: return stream.keeps_request ? &stream.kept_request : NULL;
     case 2: return stream.received_response;
-    default: return stream.keeps_response ? &stream.kept_response : NULL;
+    default: return NULL;
   }
 }
 
@@ -440,7 +443,7 @@ static void encode_headers(bool end) {
 static void encode_data(int from, buffer *piece, bool end) {
   for (int n = from; n >= 0; n--) {
     filter *one = &stream.chain[n];
-    if (one->holds) return;
+    if (one->holds || one->stops) return;
     if (one->module == NULL || one->busy) continue;
     buffer *outer = stream.received_response;
     stream.received_response = piece;
@@ -457,6 +460,7 @@ static void encode_data(int from, buffer *piece, bool end) {
 static void encode_trailers(int from) {
   for (int n = from; n >= 0; n--) {
     filter *one = &stream.chain[n];
+    if (one->stops) return;
     if (one->holds) {
       buffer nothing = {0};
       encode_data(n - 1, &nothing, false);
@@ -485,12 +489,14 @@ static void begin(text names) {
       one->keeps = true;
     } else if (same(name, named("holds"))) {
       one->holds = true;
+    } else if (same(name, named("stops"))) {
+      one->stops = true;
     } else {
       text exact = copied(name), none = copied((text){NULL, 0});
-      const void *config = envoy_dynamic_module_on_http_filter_config_new(NULL, exact, none);
+      one->config = envoy_dynamic_module_on_http_filter_config_new(NULL, exact, none);
       dropped(exact), dropped(none);
-      if (config == NULL) tell("bad configuration", 0, NULL);
-      else if ((one->module = (void *)envoy_dynamic_module_on_http_filter_new(config, one)) == NULL) tell("no filter", 0, NULL);
+      if (one->config == NULL) tell("bad configuration", 0, NULL);
+      else if ((one->module = envoy_dynamic_module_on_http_filter_new(one->config, one)) == NULL) tell("no filter", 0, NULL);
     }
     at = comma != NULL ? comma + 1 : end;
   }
@@ -499,6 +505,7 @@ static void begin(text names) {
 static void destroy(void) {
   for (int n = 0; n < stream.count; n++) {
     if (stream.chain[n].module != NULL) envoy_dynamic_module_on_http_filter_destroy(stream.chain[n].module);
+    if (stream.chain[n].config != NULL) envoy_dynamic_module_on_http_filter_config_destroy(stream.chain[n].config);
     stream.chain[n].module = NULL;
   }
 }
@@ -524,7 +531,6 @@ static void over(void) {
   while (stream.headers != NULL) entry_remove(&stream.headers);
   while (stream.metadata != NULL) entry_remove(&stream.metadata);
   buffer_free(&stream.kept_request);
-  buffer_free(&stream.kept_response);
   memset(&stream, 0, sizeof stream);
   held = 0;
   to_failure = -1;
@@ -538,6 +544,14 @@ static long whole_number(text digits) {
   return value;
 }
 
+static void header_is(int side, const text *words) {
+  entry_write(header_at(side, words[0]), (entry){.key = words[0], .value = words[1], .side = side});
+}
+
+static void metadata_is(const text *words, bool number) {
+  entry_write(metadata_at(words[0], words[1]), (entry){words[0], words[1], words[2], number, 0, NULL});
+}
+
 static void perform(char command, int count, text *argument) {
   buffer piece = {0};
   if (command == 'b' || command == 'B')
@@ -545,10 +559,10 @@ static void perform(char command, int count, text *argument) {
   switch (command) {
     case 'C': begin(argument[0]); break;
     case 'F': to_failure = whole_number(argument[0]); break;
-    case 'h': entry_write(header_at(REQUEST, argument[0]), (entry){.key = argument[0], .value = argument[1], .side = REQUEST}); break;
-    case 'H': entry_write(header_at(RESPONSE, argument[0]), (entry){.key = argument[0], .value = argument[1], .side = RESPONSE}); break;
-    case 'm': entry_write(metadata_at(argument[0], argument[1]), (entry){argument[0], argument[1], argument[2], false, 0, NULL}); break;
-    case 'n': entry_write(metadata_at(argument[0], argument[1]), (entry){argument[0], argument[1], argument[2], true, 0, NULL}); break;
+    case 'h': header_is(REQUEST, argument); break;
+    case 'H': header_is(RESPONSE, argument); break;
+    case 'm': metadata_is(argument, false); break;
+    case 'n': metadata_is(argument, true); break;
     case 'q': decode_headers(0, yes(argument[0])); break;
     case 'b': decode_data(0, &piece, yes(argument[0])); break;
     case 't': decode_trailers(0); break;

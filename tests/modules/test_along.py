@@ -66,6 +66,15 @@ def test_the_body_is_offered_as_it_is_up_to_the_largest(module, *, body, cuts, s
     assert outcome.body_ended == ("trailers" if trailers else "end")
 
 
+@pytest.mark.parametrize("length", [*range(3), *range(115, 130), *range(LARGEST - 10, LARGEST + 3)])
+def test_every_length_is_written_as_protobuf_does(module, length):
+    body = b"x" * length
+
+    outcome = module.run(Script("response").request().body([[body]]).complete())
+
+    assert [bytes_of(value) for _, value in outcome.typed] == ([body, b""] if length <= LARGEST else [])
+
+
 @examples(40)
 @given(body=bodies(), cuts=st.lists(st.integers(0, 1 << 16), max_size=4), chain=chains, failing=st.integers(0, 12))
 def test_without_memory_the_body_is_passed_on(module, *, body, cuts, chain, failing):
@@ -74,7 +83,7 @@ def test_without_memory_the_body_is_passed_on(module, *, body, cuts, chain, fail
     assert outcome.body == body
 
 
-@pytest.mark.parametrize("length", ["16385", "100000", "99999999999999999999999999"])
+@pytest.mark.parametrize("length", ["16385", "100000", "99999999999999999999999999", f"{(1 << 64) + 1}"])
 def test_a_body_that_is_said_to_be_larger_is_not_waited_for(module, length):
     outcome = module.run(Script("response").request(content_length=length).do("b", "", b"one"))
 

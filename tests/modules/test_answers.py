@@ -4,6 +4,7 @@ are what a reader of whole events in Python makes of them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -49,7 +50,7 @@ chat_usage = st.fixed_dictionaries(
         "total_tokens": counts,
         "prompt_tokens_details": st.none()
         | st.fixed_dictionaries({"cached_tokens": counts, "x": st.lists(words, max_size=2)}),
-        "completion_tokens_details": st.just({"reasoning_tokens": 3, "list": [{"a": [1]}, "}"]}),
+        "completion_tokens_details": st.just({"reasoning_tokens": 3, "list": [{"a": [1]}, '"}', "\\"]}),
     },
 )
 responses_usage = st.fixed_dictionaries(
@@ -106,11 +107,22 @@ def events(draw, newline):
     return lines, newline
 
 
+# What an engine may leave behind that does not end its last event.
+TAILS = (
+    "",
+    "",
+    "data: tail",
+    'data: {"usage":{"prompt_tokens":1',
+    'data: {"usage":{"prompt_tokens":1}}\n',
+    'data: {"usage":{}}\r\n\r',
+)
+
+
 @st.composite
 def streams(draw):
     newline = draw(st.sampled_from(("\n", "\r\n")))
     written = [newline.join(lines) + newline * 2 for lines, newline in draw(st.lists(events(newline), max_size=6))]
-    written.append(draw(st.sampled_from(("", "", "data: tail", 'data: {"usage":{"prompt_tokens":1'))))
+    written.append(draw(st.sampled_from(TAILS)))
     return "".join(written).encode()
 
 
@@ -222,6 +234,34 @@ def agree(answer: bytes, expected: list[object]) -> bool:
     return True
 
 
+@pytest.mark.parametrize("mode", [ALL, RUNNING, HIDE_ALL])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_a_cut_at_any_place_changes_nothing(module, mode, newline):
+    usage = {"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4, "x": "\\"}}
+    running = {"id": 'c"', "model": "demo", "choices": [{"delta": {"content": "a"}}], "usage": usage}
+    final = {"usage": usage, "choices": []}
+    stream = b"".join(b"data: " + json.dumps(data).encode() + newline * 2 for data in (running, final))
+    whole = answered(module, [[stream]], mode)
+
+    for place in range(1, len(stream)):
+        outcome = answered(module, [[stream[:place]], [stream[place:]]], mode)
+
+        assert outcome.answer == whole.answer, place
+        assert outcome.usage == whole.usage, place
+    assert whole.usage == {"model": "demo", "prompt_tokens": 12, "completion_tokens": 3, "cached_tokens": 4}
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 18, 40])
+def test_any_number_of_slices_is_read(module, count):
+    event = b'data: {"model":"demo","choices":[{}],"usage":{"prompt_tokens":7}}\n\n'
+    slices = [*(event[at : at + 1] for at in range(count - 1)), event[count - 1 :]]
+
+    outcome = answered(module, [slices], HIDE_ALL)
+
+    assert outcome.answer == b'data: {"model":"demo","choices":[{}]}\n\n'
+    assert outcome.usage == {"model": "demo", "prompt_tokens": 7}
+
+
 # ---- answers that are one JSON document
 
 
@@ -311,48 +351,17 @@ def test_usage_that_is_last_of_several_lines_takes_the_comma_before_it_along(mod
 # ---- what no engine sends
 
 FRAGMENTS = (
+    *b'"usage" "usage":{ "usage":null usage "choices":[] "choices":[ "prompt_tokens": "cached_tokens":-1 "model":" data: g'.split(),
+    *(bytes([byte]) for byte in b'"\\{}[],: \t\n\0'),
+    *(b"\r\n", b"\n\n", b"\r\n\r\n", b"data: {", b'"choices" : [', b'"usage" : {},"choices": [', b'"model" : "demo"'),
     *(
-        b'"usage"',
-        b'"usage":{',
         b'"usage": {"prompt_tokens":3}',
-        b'"usage":null',
-        b"usage",
-        b'"',
-        b"\\",
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-    ),
-    *(
-        b",",
-        b":",
-        b" ",
-        b"\t",
-        b"\n",
-        b"\r\n",
-        b"\n\n",
-        b"\r\n\r\n",
-        b"data:",
-        b"data: {",
-        b'"choices":[]',
-        b'"choices": [',
-        b"g",
-    ),
-    *(
-        b'"prompt_tokens":',
         b'"completion_tokens": 9',
         b"9" * 20,
-        b'"cached_tokens":-1',
-        b'"model":"',
-        b'"model" : "demo"',
-        b"\0",
-    ),
-    *(
-        b'"model":"' + b"m" * 300 + b'"',
         b"x" * 600,
-        b'"input_tokens":9007199254740993,"cache_read_input_tokens":99999999999999999999',
+        b'"model":"' + b"m" * 300 + b'"',
     ),
+    b'"input_tokens":9007199254740993,"cache_read_input_tokens":99999999999999999999',
 )
 garbage = st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=6), max_size=40).map(b"".join)
 
@@ -379,6 +388,26 @@ def test_garbage_is_passed_on_but_for_what_is_hidden(module, *, data, mode, kind
         assert outcome.answer == data
     assert within(outcome.answer, data)
     assert all(0 <= number <= 2**63 for number in outcome.numbers.get("matrixinfer.usage", {}).values())
+
+
+@pytest.mark.parametrize("mode", [ALL, HIDE_ALL])
+@pytest.mark.parametrize("ended", ["end", "empty"])
+def test_any_two_fragments_are_passed_on_but_for_what_is_hidden(module, mode, ended):
+    for one, other in itertools.product(FRAGMENTS, FRAGMENTS):
+        outcome = answered(module, [[one + other]], mode, ended=ended)
+
+        assert within(outcome.answer, one + other)
+        assert mode == HIDE_ALL or outcome.answer == one + other
+
+
+@pytest.mark.parametrize("digits", [16, 17, 19, 20, 400])
+def test_numbers_that_nobody_counts_to_stay_numbers(module, digits):
+    body = b'{"usage":{"input_tokens":%b,"cache_read_input_tokens":%b}}' % ((b"9" * digits,) * 2)
+
+    outcome = answered(module, [[body]], kind="application/json")
+
+    assert outcome.answer == body
+    assert 9 * 10**15 <= outcome.numbers["matrixinfer.usage"]["cached_tokens"] < 10**17
 
 
 @examples(60)
@@ -455,7 +484,7 @@ def error_of(event: bytes) -> dict[str, object]:
 @examples(40)
 @given(
     details=st.binary(max_size=200)
-    | st.sampled_from((b"stream_idle_timeout", b"upstream_per_try_idle_timeout", b'a"b\\c{d}')),
+    | st.sampled_from((b"x" * 200, b"stream_idle_timeout", b"upstream_per_try_idle_timeout", b'a"b\\c{d}')),
     path=st.sampled_from(PATHS),
     mode=modes,
     provider=st.booleans(),
@@ -484,6 +513,16 @@ def test_what_comes_after_the_error_is_passed_on(module):
     outcome = broken_off(module, [[EVENT], [EVENT[:20]]], "reset", mode=HIDE_ALL, later=[EVENT, b'"usage":{'])
 
     assert outcome.answer.endswith(b"\n\n" + EVENT + b'"usage":{')
+
+
+def test_an_error_event_that_does_not_get_out_is_in_no_other_answer(module):
+    script = Script("response", "model", "stops").metadata("matrixinfer", provider="outside").request(end=True)
+
+    lost = module.run(script.answer([[EVENT]], ended="").broken("reset").complete())
+    next_one = answered(module, [[EVENT]])
+
+    assert lost.answer == b""
+    assert next_one.answer == EVENT
 
 
 def test_an_answer_that_is_complete_or_no_stream_has_no_error_event(module):

@@ -16,6 +16,7 @@ CHAINS = (
     ("rename",),
     ("response", "keeps", "model"),
     ("response", "model", "holds"),
+    ("response", "model", "stops"),
     ("keeps", "response", "model", "rename"),
 )
 USAGE = b'data: {"model":"demo","choices":[{}],"usage":{"prompt_tokens":7}}\n\n'
@@ -41,7 +42,7 @@ def lives(draw):
     # An answer may come before the request is whole.
     at = draw(st.integers(1, len(steps)))
     steps = steps[:at] + answered if draw(st.booleans()) else steps + answered
-    return steps[: draw(st.integers(0, len(steps)))]
+    return steps[: len(steps) - draw(st.integers(0, len(steps)))]
 
 
 @examples(120)
@@ -83,6 +84,12 @@ def test_any_end_of_a_stream_leaves_nothing(
 def test_a_stream_may_be_destroyed_before_anything(module):
     for chain in CHAINS:
         assert module.run(Script(*chain)).other == []
+
+
+def test_without_memory_there_is_no_filter(module):
+    made = [module.run(Script().failing(number).do("C", "response")).other for number in range(3)]
+
+    assert made == [["no filter"], ["no filter"], []]
 
 
 def test_only_what_the_module_has_can_be_configured(module):
