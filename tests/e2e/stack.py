@@ -19,6 +19,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from matrixinfer.api import core, kinds
+from matrixinfer.api.networking import ModelServer
 from matrixinfer.local.containers import Backoff
 from matrixinfer.local.stack import Config, Stack
 from tests.local.waiting import eventually_async
@@ -246,6 +247,21 @@ class World:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    async def all_ready(self) -> bool:
+        """Whether every gateway's picker may choose every pod that a ModelServer selects."""
+        pods = [core.Pod.model_validate(item) for item in (await self.stack.cluster.list(kinds.POD)).items]
+        servers = [
+            ModelServer.model_validate(item) for item in (await self.stack.cluster.list(kinds.MODEL_SERVER)).items
+        ]
+        wanted = {f"default/{pod.metadata.name}" for pod in pods if any(server.selects(pod) for server in servers)}
+        for gateway in self.stack.gateways:
+            async with self.http.get(gateway.metrics_url) as answer:
+                families = text_string_to_metric_families(await answer.text())
+            endpoints = next(each.samples for each in families if each.name == "matrixinfer_endpoint_ready")
+            if wanted - {each.labels["pod"] for each in endpoints if each.value}:
+                return False
+        return True
+
     # ---- the picker's account
 
     async def decision(self, request_id: str) -> dict[str, Any]:
@@ -323,7 +339,7 @@ def events(body: bytes) -> list[str]:
 
 @asynccontextmanager
 async def running(directory: Path, *documents: str, ready_s: float = PATIENCE_S, **config: Any) -> AsyncIterator[World]:
-    """A stack that serves `documents`, in one file for each; `ready_s`: how long its start may take."""
+    """A stack that serves `documents` by all of its engines, in one file for each; `ready_s`: how long its start may take."""
     write(directory, documents)
     settings = Config(
         directory=directory,
@@ -339,7 +355,9 @@ async def running(directory: Path, *documents: str, ready_s: float = PATIENCE_S,
     timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http, Stack(settings) as stack:
         await stack.ready(ready_s)
-        yield World(stack, directory, http, stack.pids())
+        world = World(stack, directory, http, stack.pids())
+        await eventually_async(world.all_ready, ready_s)
+        yield world
 
 
 def write(directory: Path, documents: Iterable[str]) -> None:
