@@ -178,13 +178,16 @@ async def test_rolling_update_max_unavailable_with_bad_image(customer, controlle
     await customer.image("bad")
     await customer.has(entries(0, 1, 2, 3) | entries(4, 5, image="bad"))
 
+    async def told():
+        return "ImagePullBackOff" in (await customer.condition("Available"))["message"]
+
     async def idle():
         return not controller.waiting
 
+    await eventually(told)
     await eventually(idle)
     assert await customer.images() == entries(0, 1, 2, 3) | entries(4, 5, image="bad")
     assert await customer.ready_pods() == 4
-    assert "ImagePullBackOff" in (await customer.condition("Available"))["message"]
 
 
 async def test_role_status_events(customer, controller):
