@@ -220,7 +220,8 @@ class Director:
                 result = candidates.with_fallback(result, request, placement)
         else:
             fresh = partial(candidates.cycle, request, placement, prefix)
-            asked = Asked(request, prefix, body or request.body, server, ticket, fresh, partial(self._expect, prefix))
+            expect, freed = partial(self._expect, prefix), partial(self.gate.freed, placement.server)
+            asked = Asked(request, prefix, body or request.body, server, ticket, fresh, expect, freed)
             try:
                 split = yield from self.prefilling.story(asked, how, roles, clock=self._clock, draw=self._draw)
             except errors.Saturated as rejection:

@@ -133,6 +133,7 @@ class Leg:
             one = Try(address, word, now - sent_at)
             self._told.tries.append(one)
             owner.ended(one, sent_at=sent_at, now=now)
+            asked.freed()
             if word == "ok":
                 return None
             end = b'{"rid":"%b"}' % leg.key.encode()

@@ -53,6 +53,7 @@ class Asked:
     ticket: str
     fresh: Callable[[], Cycle]  # the cycle over the server's candidates as they are now
     learn: Callable[[Cycle, int], None]  # remember that an endpoint of a cycle, by its row, will hold the prefix
+    freed: Callable[[], None]  # take that a leg, which ran beside its request, has left its place
 
     @property
     def tokens(self) -> int:

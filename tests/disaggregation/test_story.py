@@ -12,6 +12,7 @@ from extproc.decisions import described
 from extproc.types import Called
 from tests.director.stage import a_chat, an_outcome, words
 from tests.disaggregation.stage import GROUPS, PARAMS, PREFILLED, Engines, a_stage, tell
+from tests.flow.room import RULES
 
 LONG = words(1, 2000)
 
@@ -306,6 +307,27 @@ def test_sglangs_legs_run_at_once_and_a_prefill_that_fails_ends_its_decode():
         {"rid": sent["rid"]},
     )
     assert stage.table.inflight[row] == 0
+
+
+class OnePrompt:
+    """A detector: the prefill endpoint, the first, takes one request at once, the decode endpoint nine."""
+
+    def places(self, table, rows, _now):
+        return [(9 if row else 1) - table.inflight[row] for row in rows]
+
+
+def test_the_place_that_sglangs_prefill_leaves_goes_at_once_to_who_waits():
+    pair = {host: GROUPS[host] for host in ("127.0.0.1", "127.0.0.2")}
+    stage, engines, turns = a_stage(pair, connector=None, engine="SGLang"), Engines(default=Called()), []
+    stage.director.gate.use(RULES, OnePrompt())
+    tell(stage.director.decide(a_chat("hello")), engines)
+    waiting = stage.director.decide(a_chat("hello"))
+    next(waiting).then(turns.append)
+    assert turns == []
+
+    engines.calls[0].ended(Called(200, b"{}"))
+
+    assert turns == [None]
 
 
 def test_requests_of_other_apis_are_served_by_decode_endpoints_alone():
