@@ -281,9 +281,8 @@ class _Held(str):
         """Hold this. Raises OSError."""
         descriptor = _file_in_memory()
         held = cls(f"/proc/self/fd/{descriptor}")
-        weakref.finalize(
-            held, os.close, descriptor
-        ).atexit = False  # the end of the process closes it, after its threads
+        closing = weakref.finalize(held, os.close, descriptor)
+        closing.atexit = False  # the end of the process closes it, after its threads
         with open(descriptor, "wb", closefd=False) as file:
             file.write(content)
         os.fchmod(descriptor, 0o400)

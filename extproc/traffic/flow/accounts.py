@@ -61,9 +61,7 @@ class Accounts:
             return
         if found.by == NOTHING:
             self.cancel(entry)
-        elif (
-            found.prompt is None
-        ):  # a stream that broke off before the first of it: the prompt may be computed, nothing is made
+        elif found.prompt is None:  # a stream that never began: its prompt may be computed, nothing is made
             self._charge(entry, entry.expected - _weighed(entry, 0, 0, entry.tokens[1]))
         else:
             cached = settlement.done.cached_tokens if settlement.done is not None else outcome.cached_tokens or 0
