@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import errno
+import secrets
 import socket
+from contextlib import suppress
+from pathlib import Path
+
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FROM = 10_240
+_TRIES = 20
 
 
 class PortInUse(Exception):
@@ -11,7 +18,18 @@ class PortInUse(Exception):
 
 
 def choose(port: int, *, option: str, host: str = "127.0.0.1") -> int:
-    """Return `port`, or any free one for 0. Raises PortInUse."""
+    """Return `port`, or any free one for 0. Raises PortInUse.
+
+    For 0 it is, if possible, one that the kernel gives to no connection before it is served.
+    """
+    below = 0 if port else _first_ephemeral() - _FROM
+    for _ in range(_TRIES if below > 0 else 0):
+        with suppress(PortInUse):
+            return _free(_FROM + secrets.randbelow(below), option, host)
+    return _free(port, option, host)
+
+
+def _free(port: int, option: str, host: str) -> int:
     with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
         _bind(probe, port, option, host)
@@ -32,6 +50,13 @@ def hold(port: int, *, option: str, host: str) -> socket.socket:
         held.close()
         raise
     return held
+
+
+def _first_ephemeral() -> int:
+    try:
+        return int(_EPHEMERAL.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _family(host: str) -> socket.AddressFamily:

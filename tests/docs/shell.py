@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Self
 
 import yaml
 
+from matrixinfer.local import ports
 from tests.docs.pages import ROOT
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "matrixinfer"
-        self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self._ports = {port: str(ports.choose(0, option="port")) for port in PORTS}
         for first, second in PAIRS:
             self._ports[first], self._ports[second] = _free_pair()
         self._terminals: list[_Shell] = []
@@ -203,20 +203,6 @@ class _Shell:
 def _free_pair() -> tuple[str, str]:
     """Two ports that follow each other."""
     while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return str(port), str(port + 1)
-
-
-def _free_ports(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [str(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+        port = ports.choose(0, option="port")
+        with suppress(ports.PortInUse):
+            return str(port), str(ports.choose(port + 1, option="port"))

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,8 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from matrixinfer.local import ports
 
 VERSION = "0.32.0"
 TORCH = "torch==2.13.0"
@@ -198,11 +199,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    return [ports.choose(0, option="port") for _ in range(count)]
 
 
 def say(message: str) -> None:

@@ -5,7 +5,18 @@ import pytest
 from matrixinfer.local import ports
 
 
-def test_zero_is_any_free_port():
+def test_zero_is_any_free_port_that_no_connection_gets_meanwhile():
+    chosen = {ports.choose(0, option="--port") for _ in range(50)}
+
+    assert len(chosen) > 1
+    assert max(chosen) < int(ports._EPHEMERAL.read_text().split()[0])
+
+
+@pytest.mark.parametrize("told", ["1024\t65535\n", "", "no number"])
+def test_where_connections_may_get_any_port_the_kernel_chooses(told, tmp_path, monkeypatch):
+    monkeypatch.setattr(ports, "_EPHEMERAL", tmp_path / "range")
+    (tmp_path / "range").write_text(told)
+
     assert ports.choose(0, option="--port") > 0
 
 

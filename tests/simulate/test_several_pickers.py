@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import socket
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from matrixinfer.cli.simulate import generate, simulation
 from matrixinfer.cli.simulate.cluster import Cluster, Group
 from matrixinfer.cluster import feed
 from matrixinfer.cluster.memory import MemoryCluster
+from matrixinfer.local import ports
 from tests.picker.running import Running, a_pod, a_route, a_server, eventually, put
 from tests.simulator.running import Simulator
 
@@ -92,14 +92,6 @@ def chain(number, length):
     return [1000 * number + at for at in range(length)]
 
 
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
 class Behind:
     """A simulator, as `Running` and `a_pod` name engines."""
 
@@ -140,7 +132,7 @@ async def test_a_picker_that_starts_later_knows_what_the_first_one_heard_as_soon
     with contextlib.ExitStack() as stack:
         engines = []
         for _ in range(2):
-            events, replay = free_ports(2)
+            events, replay = (ports.choose(0, option="port") for _ in range(2))
             flags = ("--kv-events-endpoint", f"tcp://127.0.0.1:{events}", "--topic", "kv@demo")
             flags += ("--replay-endpoint", f"tcp://127.0.0.1:{replay}")
             engines.append(Behind(stack.enter_context(Simulator(*flags))))

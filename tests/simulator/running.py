@@ -88,11 +88,3 @@ class Simulator:
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

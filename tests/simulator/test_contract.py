@@ -21,7 +21,8 @@ import pytest
 import zmq
 
 from engine.simulator import events, kvcache
-from tests.simulator.running import Answered, Simulator, call, free_port
+from matrixinfer.local import ports
+from tests.simulator.running import Answered, Simulator, call
 
 RECORDINGS = Path(__file__).parent / "recordings"
 EXCHANGES = {exchange["name"]: exchange for exchange in json.loads((RECORDINGS / "http.json").read_text())}
@@ -65,16 +66,16 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         _go_through(live)
         yield live
     else:
-        ports = free_port(), free_port()
+        free = [ports.choose(0, option="port") for _ in range(2)]
         flags = (
             *("--served-model-name", "tiny", "--block-size", "32", "--kv-blocks", "65536", "--max-model-len", "4096"),
             *("--max-loras", "2", "--itl-ms-base", "1", "--topic", "kv@127.0.0.1:8101@tiny"),
-            *("--kv-events-endpoint", f"tcp://127.0.0.1:{ports[0]}"),
-            *("--replay-endpoint", f"tcp://127.0.0.1:{ports[1]}"),
+            *("--kv-events-endpoint", f"tcp://127.0.0.1:{free[0]}"),
+            *("--replay-endpoint", f"tcp://127.0.0.1:{free[1]}"),
         )
         with Simulator(*flags, model="./tiny") as simulator:
-            subscription.connect(f"tcp://127.0.0.1:{ports[0]}")
-            live = Engine(simulator.url, subscription, f"tcp://127.0.0.1:{ports[1]}", "/adapters/lora-a")
+            subscription.connect(f"tcp://127.0.0.1:{free[0]}")
+            live = Engine(simulator.url, subscription, f"tcp://127.0.0.1:{free[1]}", "/adapters/lora-a")
             _go_through(live)
             yield live
     context.destroy(linger=0)
