@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -18,6 +17,8 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from matrixinfer.local import ports
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / ".build" / "kubernetes"
@@ -65,7 +66,7 @@ class ControlPlane:
 
     def start(self, *more: str) -> None:
         """Start it, again at the same address if it ran before, and wait until pods can be created."""
-        port = self.server.rpartition(":")[2] if self.said else a_port()
+        port = self.server.rpartition(":")[2] if self.said else ports.choose(0, option="port")
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [self.binary, f"--dir={self.folder}", "--stdin", f"--port={port}", *self.options, *more],
@@ -129,7 +130,7 @@ def any_control_plane(crds=()):
 def envtest(assets: Path):
     """Run etcd and kube-apiserver as controller-runtime's envtest does; its certificate is of its own making."""
     folder = Path(tempfile.mkdtemp(prefix="envtest-"))
-    etcd, peer, port = (a_port() for _ in range(3))
+    etcd, peer, port = (ports.choose(0, option="port") for _ in range(3))
     key, tokens, config = folder / "accounts.key", folder / "tokens.csv", folder / "kubeconfig"
     token = os.urandom(16).hex()
     tokens.write_text(f"{token},admin,admin,system:masters\n")
@@ -177,15 +178,6 @@ def envtest(assets: Path):
             stack.callback(process.kill)
         _await_port(port)
         yield ControlPlane(config, said={"server": server}, collects=False)
-
-
-def a_port() -> int:
-    """Choose a free port that stays free until it is taken: the kernel gives those from 32768 on to whoever wants any."""
-    while True:
-        port = random.randrange(10_240, 32_768)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def _await_port(port: int) -> None:

@@ -22,7 +22,7 @@ import yaml
 
 from matrixinfer.cluster import credentials
 from matrixinfer.cluster.apiserver import ApiServer
-from matrixinfer.local import envoy
+from matrixinfer.local import envoy, ports
 from matrixinfer.local.addresses import Addresses
 from matrixinfer.local.containers import Backoff, Settings
 from matrixinfer.local.node import Node
@@ -155,7 +155,7 @@ async def deployed(plane, *, engines: bool = True):
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         stack.callback(addresses.close)
-        spine.ports = {name: control_plane.a_port() for name in ("xds", "gateway", "webhooks")}
+        spine.ports = {name: ports.choose(0, option="port") for name in ("xds", "gateway", "webhooks")}
         data = one(spine.documents, "ConfigMap", "matrixinfer-gateway")["data"]
         for name, text in data.items():
             (folder / name).write_text(spine.place(text))

@@ -22,6 +22,7 @@ from controllers.webhooks.reconcile import Place
 from controllers.webhooks.server import Webhooks
 from matrixinfer.api import kinds
 from matrixinfer.cluster.apiserver import ApiServer
+from matrixinfer.local import ports
 from tests.cluster.conformance import eventually
 from tests.kubernetes import control_plane
 from tests.kubernetes.conftest import access
@@ -299,7 +300,7 @@ async def test_the_deployed_rights_are_enough_and_the_process_is_asked(plane, lo
         one["user"]["as"] = "system:serviceaccount:matrixinfer-system:matrixinfer-controllers"
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(yaml.safe_dump(config))
-    port = control_plane.a_port()
+    port = ports.choose(0, option="port")
     argv = [
         "--kubeconfig",
         str(kubeconfig),
