@@ -158,9 +158,8 @@ class ContainerRunner:
             if process.running:  # cancelled: the pod is to go
                 await process.stop(self._grace())
             watching.cancel()
-            await asyncio.wait(
-                (watching,)
-            )  # for its end and not its word: if we are cancelled meanwhile, that is ours to obey
+            # For its end and not its word: if we are cancelled meanwhile, that is ours to obey.
+            await asyncio.wait((watching,))
             if not watching.cancelled():
                 watching.result()
             ended = self._end(await process.wait(), began)
