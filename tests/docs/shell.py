@@ -25,6 +25,7 @@ from matrixinfer.local import ports
 from tests.docs.pages import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
 
     from tests.docs.pages import Block
@@ -55,9 +56,10 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "matrixinfer"
-        self._ports = {port: str(ports.choose(0, option="port")) for port in PORTS}
-        for first, second in PAIRS:
-            self._ports[first], self._ports[second] = _free_pair()
+        self._ports: dict[str, str] = {}
+        for together in (*PAIRS, *((port,) for port in PORTS)):
+            free = _free_ports(len(together), taken=self._ports.values())
+            self._ports |= zip(together, free, strict=True)
         self._terminals: list[_Shell] = []
         self._stack = ExitStack()
         self._last: _Shell | None = None
@@ -200,9 +202,11 @@ class _Shell:
             time.sleep(LOOK_EVERY_S)
 
 
-def _free_pair() -> tuple[str, str]:
-    """Two ports that follow each other."""
+def _free_ports(count: int, *, taken: Collection[str]) -> list[str]:
+    """Ports that follow each other, and are none of those."""
     while True:
-        port = ports.choose(0, option="port")
+        first = ports.choose(0, option="port")
         with suppress(ports.PortInUse):
-            return str(port), str(ports.choose(port + 1, option="port"))
+            found = [str(ports.choose(port, option="port")) for port in range(first, first + count)]
+            if not {*found} & {*taken}:
+                return found
