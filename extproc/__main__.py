@@ -168,7 +168,6 @@ class _Picker:
         feed = Feed(args.cluster_socket)
         self._stores = [Store(feed, kind) for kind in KINDS]
         self._synced = False
-        self._serving = False
         self._kv_events = KvEvents(
             table,
             self._exact,
@@ -275,17 +274,12 @@ class _Picker:
                 await serving.serve(f"0.0.0.0:{args.health_port}", self._health.methods(), transport=args.transport)
             )
         _settle_memory()
-        self._ready(True)
+        self._health.set_ready(ready=True)
         _LOG.info("serving", extra={"addresses": [server.address for server in servers]})
         await stop.wait()
         _LOG.info("stopping", extra={"open": len(self._world.ledger)})
-        self._ready(False)
+        self._health.set_ready(ready=False)
         await asyncio.gather(*(server.stop(_DRAIN_S) for server in servers))
-
-    def _ready(self, serving: bool) -> None:  # noqa: FBT001 - a word of its own
-        """Tell whoever asks whether requests would be answered."""
-        self._serving = serving
-        self._health.set_ready(ready=serving)
 
     async def _open_pages(self, stack: AsyncExitStack) -> None:
         shown = admin.Shown(
@@ -294,7 +288,7 @@ class _Picker:
             view=self._view,
             clock=time.monotonic,
             config=self._settings.described,
-            ready=lambda: self._serving,
+            ready=lambda: self._health.ready,
             registry=telemetry.registry(self._telemetry),
             refusals=self._desk.refusals,
         )

@@ -43,7 +43,7 @@ class HealthService:
     """Holds readiness; opens both methods."""
 
     def __init__(self) -> None:
-        self._ready = False
+        self.ready = False  # for others to read: `set_ready` tells the watchers, too
         self._watchers: dict[_Watch, str] = {}
 
     def methods(self) -> Mapping[str, Service]:
@@ -55,14 +55,14 @@ class HealthService:
         if name == LIVENESS:
             return Health.SERVING
         if name in READINESS:
-            return Health.SERVING if self._ready else Health.NOT_SERVING
+            return Health.SERVING if self.ready else Health.NOT_SERVING
         return Health.SERVICE_UNKNOWN
 
     def set_ready(self, *, ready: bool) -> None:
         """Change readiness, and tell the watchers."""
-        if ready == self._ready:
+        if ready == self.ready:
             return
-        self._ready = ready
+        self.ready = ready
         for watcher, name in list(self._watchers.items()):
             if name in READINESS:
                 watcher.tell(self.health(name))
